@@ -1,0 +1,256 @@
+"""Who may do what to which job: which polkit actions a request needs, asked and answered."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobsvc import spec
+from jobsvc.callers import Caller, Callers
+from jobsvc.config import DEFAULT_QUEUE, Config
+from jobsvc.errors import AccessDenied, InvalidSpec, NoSuchJob, Quota
+from jobsvc.model import Job
+from jobsvc.polkit import Action, Polkit
+from jobsvc.userdb import Account
+
+STOP_CEILING = "TimeoutStopUSec"
+STOP_AFTER = 90_000_000  # µs, systemd's DefaultTimeoutStopSec
+NORMAL_WEIGHT = 100  # what a cgroup has that nobody weighed
+
+
+OURS = frozenset({"CORE"})  # 0 for jobsvc.service; of NOFILE it has what everybody has
+
+
+def is_system_user(uid: int) -> bool:
+    """Users of services, which must not leave their sandboxes through us (systemd's UIDS-GIDS)."""
+    return 0 < uid < 1000 or 61184 <= uid <= 65534
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """As whom a job is to run, and whether that is more than its owner could do alone."""
+
+    account: Account
+    gid: int
+    group_override: bool
+    foreign: bool
+
+
+class Authority:
+    """Answers by returning or raising. Root is asked nothing."""
+
+    def __init__(self, polkit: Polkit, callers: Callers, config: Config) -> None:
+        self._polkit = polkit
+        self._callers = callers
+        self.use(config)
+
+    def use(self, config: Config) -> None:
+        """Go by this configuration from now on."""
+        self.config = self._polkit.config = config
+
+    async def subject(self, caller: Caller, values: spec.Values) -> Subject:
+        """Resolve User= and Group= for this caller; says what is not there before anyone is asked."""
+        own = await self._own(caller)
+        await self._queue(caller, own, values.get("Queue", DEFAULT_QUEUE))
+        account = await self._callers.user(values["User"], caller.user.uid) if "User" in values else own
+        gid = await self._callers.group(values["Group"], caller.user.uid) if "Group" in values else account.gid
+        stranger = account.user.uid != caller.user.uid
+        foreign = stranger or gid not in account.groups
+        return Subject(account, gid, gid != account.gid, foreign)
+
+    async def _queue(self, caller: Caller, own: Account, name: str) -> None:
+        """AllowedGroups= of a queue is about who submits."""
+        queue = self.config.queues.get(name)
+        if queue is None:
+            raise InvalidSpec(
+                f"Queue={name}: there is no queue {name!r}; jobsvc.conf has {', '.join(sorted(self.config.queues))}"
+            )
+        if caller.is_root or queue.allowed_groups is None:
+            return
+        for group in queue.allowed_groups:
+            try:
+                if await self._callers.group(group, asker=0) in own.groups:
+                    return
+            except InvalidSpec:
+                continue  # no such group, nobody in it
+        raise AccessDenied(f"queue {name!r} is for the groups {', '.join(queue.allowed_groups) or 'of nobody'}")
+
+    async def _own(self, caller: Caller) -> Account:
+        try:
+            return await self._callers.account(caller.user.uid)
+        except InvalidSpec:
+            raise AccessDenied(f"uid {caller.user.uid} is not in the user database") from None
+
+    async def start(self, caller: Caller, job: Job, values: spec.Values, subject: Subject) -> bool:
+        """May this caller have the job, with this spec, executed as this subject?
+
+        Returns whether resource limits may be beyond what PAM gives the user, which is not known here, and
+        whether a priority above 0 counts against the jobs of other users.
+        """
+        if caller.is_root:
+            return True
+        details = _details(replace(job, spec=values, user=subject.account.user, gid=subject.gid))
+        uid, name = caller.user.uid, caller.user.name
+        if is_system_user(uid) and not {name, str(uid)} & set(self.config.allowed_system_users):
+            raise AccessDenied(
+                f"{name} is a system user; to let it run jobs, add it to AllowedSystemUsers= in jobsvc.conf"
+            )
+        await self._ask(caller, Action.START, details)
+        if subject.foreign:
+            await self._ask(caller, Action.START_AS_USER, details)
+        if exceeds(values, await self.bounds(caller)):
+            await self._ask(caller, Action.EXCEED_LIMITS, details)
+            return True
+        if values.get("Priority", 0) <= 0 and not any(name.startswith("Limit") for name in values):
+            return False
+        return await self._would(caller, Action.EXCEED_LIMITS, details)
+
+    async def change(self, caller: Caller, job: Job, values: spec.Values) -> bool:
+        """May this caller, who manages the job, give it these bounds?
+
+        Returns whether a priority above 0 among them counts against the jobs of other users.
+        """
+        if "Queue" in values:
+            await self._queue(caller, await self._own(caller), values["Queue"])
+        if not caller.is_root and exceeds(values, await self.bounds(caller), values):
+            await self._ask(caller, Action.EXCEED_LIMITS, _details(job))
+            return True
+        if caller.is_root or values.get("Priority", 0) <= 0:
+            return caller.is_root
+        return await self._would(caller, Action.EXCEED_LIMITS, _details(job))
+
+    async def bounds(self, caller: Caller) -> Config:
+        """The configuration as it is for this caller, with the ceilings of its groups."""
+        if not self.config.group_ceilings:
+            return self.config
+        account = await self._own(caller)
+        return self.config.of(await self._callers.member_of(account, self.config.group_ceilings))
+
+    async def view(self, caller: Caller, job: Job, action: Action = Action.VIEW) -> None:
+        """May this caller know of the job, or read its output? If not, it does not exist for it."""
+        if caller.is_root or caller.owns(job):
+            return
+        try:
+            await self._ask(caller, action, _details(job))
+        except (AccessDenied, Quota):
+            if action is not Action.VIEW:
+                await self.view(caller, job)  # who may know of it may know why not
+                raise
+            raise NoSuchJob.of(job.id) from None
+
+    async def manage(self, caller: Caller, job: Job) -> None:
+        """May this caller stop, kill, restart, remove the job?"""
+        if caller.is_root:
+            return
+        if caller.user == job.owner:  # the user a job runs as sees it, but it is not that user's to stop
+            await self._ask(caller, Action.MANAGE_OWN, _details(job))
+            return
+        await self.view(caller, job)
+        await self._ask(caller, Action.MANAGE, _details(job))
+
+    async def administer(self, caller: Caller) -> None:
+        """May this caller switch maintenance, and have the configuration read anew?"""
+        if not caller.is_root:
+            await self._ask(caller, Action.ADMINISTER, {})
+
+    async def sees_all(self, caller: Caller) -> bool:
+        """Whether lists and signals show this caller everybody's jobs; nobody is asked for a password for it."""
+        if caller.is_root:
+            return True
+        return await self._would(caller, Action.VIEW, {})
+
+    async def _would(self, caller: Caller, action: Action, details: dict[str, str]) -> bool:
+        """Whether polkit says yes without a password."""
+        try:
+            await self._polkit.check(caller, action, details, interactive=False)
+        except AccessDenied:
+            return False
+        return True
+
+    async def _ask(self, caller: Caller, action: Action, details: dict[str, str]) -> None:
+        question = (action, frozenset(one for one in details.items() if one[0] not in ("job.id", "job.unit")))
+        if question not in caller.allowed:
+            await self._polkit.check(caller, action, details, caller.interactive)
+            caller.allowed.add(question)
+
+
+def _details(job: Job) -> dict[str, str]:
+    return {
+        "job.id": job.id,
+        "job.owner": job.owner.name,
+        "job.user": job.user.name,
+        "job.name": job.name,
+        "job.group": str(job.gid),
+        "job.unit": job.unit,
+        **_executed(job.spec),
+    }
+
+
+def _executed(values: spec.Values) -> dict[str, str]:
+    """What a rule has to see to know what would be executed: a command means little without its environment."""
+    return {
+        "job.command": shlex.join(values.get("Command", ())),
+        # Not to be taken for a command of that name.
+        "job.script": values["Script"].decode("utf-8", "replace") if "Script" in values else "",
+        "job.arguments": shlex.join(values.get("Arguments", ())),
+        "job.shell": values.get("Shell", ""),
+        "job.working-directory": values.get("WorkingDirectory", ""),
+        "job.environment": " ".join(text.partition("=")[0] for text in values.get("Environment", [])),
+        "job.input": "terminal" if values.get("Pty") else "descriptor" if values.get("StandardInput") else "",
+        "job.umask": f"{values['UMask']:04o}" if "UMask" in values else "",
+        "job.output": " ".join(values[name] for name in ("StandardOutput", "StandardError") if name in values),
+        **{f"job.label.{name}": text for name, text in values.get("Labels", {}).items()},
+    }
+
+
+def exceeds(values: spec.Values, config: Config, named: Collection[str] | None = None) -> bool:
+    """Whether a spec wants more than everybody may have; with `named` only these of its bounds are looked at."""
+    if values.get("Nice", 0) < 0 or max(values.get("CPUWeight", 0), values.get("IOWeight", 0)) > NORMAL_WEIGHT:
+        return True
+    if any(value > hard for name, value in values.items() if (hard := _hard_limit(name)) is not None):
+        return True
+    ceilings = config.ceilings.items()
+    return any(_over(values.get(name), ceiling) for name, ceiling in ceilings if named is None or name in named)
+
+
+def _hard_limit(name: str) -> int | None:
+    """The hard rlimit everybody has here, as far as it bounds anything.
+
+    The supervisor holds every job to the hard limit of its own user.
+    """
+    import resource
+
+    kind = name.removeprefix("Limit")
+    if kind == name or kind not in spec.RLIMITS or kind in OURS:
+        return None
+    hard = resource.getrlimit(getattr(resource, f"RLIMIT_{kind}"))[1]
+    return spec.INFINITY if hard == resource.RLIM_INFINITY else hard
+
+
+def _over(value: Any, ceiling: Any) -> bool:
+    if isinstance(value, bytes):
+        return any(have & ~allowed for have, allowed in itertools.zip_longest(value, ceiling, fillvalue=0))
+    if isinstance(value, list):
+        bounds = dict(ceiling)
+        return any(amount > bounds.get(path, amount) for path, amount in value)
+    return value is None or bool(value > ceiling)  # none at all: accepted before there was a ceiling
+
+
+def complete(values: spec.Values, config: Config) -> spec.Values:
+    """A spec with the configured defaults; a ceiling is the default of what is not named at all."""
+    whole = {**config.ceilings, **config.defaults, **values}
+    whole["TimeoutStopUSec"] = values.get("TimeoutStopUSec", min(_stop_after(config), config.ceilings[STOP_CEILING]))
+    for name in spec.IO_PATHS:
+        named = dict(values.get(name, ()))
+        # Last, so that another path to the same disk does not lift them.
+        rest = [(path, amount) for path, amount in config.ceilings.get(name, ()) if path not in named]
+        if name in values and rest:
+            whole[name] = [*values[name], *rest]
+    return whole
+
+
+def _stop_after(config: Config) -> int:
+    return int(config.defaults.get(STOP_CEILING, STOP_AFTER))

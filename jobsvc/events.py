@@ -1,0 +1,12 @@
+"""MESSAGE_IDs of what happens to jobs and to the service; jobsvc.catalog explains each to people (journalctl -x)."""
+
+QUEUED = "4d1c1b1f2c6e4c0f9f0e1d5a7b0c3a51"
+STARTED = "a7f0c9d8e5b64a2e8d3c1f6b9e7a2d52"
+STOP_REQUESTED = "0c5e8f4a1b7d4e6f93a2c8d1e0b9f753"
+FINISHED = "e3b2d7c6a9f84b1d8c5e0f7a6d4b9c54"
+END_OF_OUTPUT = "91f6a3e8c4d74b5aa0d2e9c7b8f1d655"
+CHANGED = "6b8e2f1d9c3a4f7e85d0b7a4c6e9f256"
+REMOVED = "f8d4c7b6e5a3492180f9e8d7c6b5a457"
+MAINTENANCE_ON = "5da0ebe0a24442bea94148f19ba40ec6"
+MAINTENANCE_OFF = "914ea637a24449a983b2b3d8cc863283"
+RELOADED = "c78e93d394f441e1a5bbd6c4e64070c1"

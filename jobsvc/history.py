@@ -1,0 +1,96 @@
+"""How long finished jobs are remembered: KeepFinished= and KeepFinishedSec=."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from jobsvc import retention
+from jobsvc.config import Config
+from jobsvc.model import Job
+from jobsvc.retention import Reckoning
+from jobsvc.store import NotRecorded, Store
+
+log = logging.getLogger(__name__)
+
+EVERY = 600.0  # seconds
+AT_ONCE = 100
+NOBODY = "retention"  # who asked for a removal that nobody asked for
+
+
+class Owner(Protocol):
+    """What history needs of the manager."""
+
+    config: Config
+    store: Store
+    boot_id: str
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """Those that are not finished."""
+
+    def remove(self, jobs: Iterable[Job], why: str, request_id: str) -> None: ...
+
+
+class History:
+    """Forgets what is beyond the bounds; a jump of the clock removes nothing at once."""
+
+    def __init__(self, owner: Owner, now: Callable[[], int]) -> None:
+        self._owner = owner
+        self._now = now
+        self._again = asyncio.Event()
+
+    def look_again(self) -> None:
+        """The bounds are others now."""
+        self._again.set()
+
+    async def keep(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                await self.retire()
+            except (sqlite3.Error, NotRecorded) as error:
+                log.error("nothing can be removed from jobs.db: %s", error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY):
+                    await self._again.wait()
+            self._again.clear()
+
+    async def retire(self) -> None:
+        """What has been kept too long goes, then the oldest of whoever has the most of what is too many."""
+        store, config = self._owner.store, self._owner.config
+        present = self._now()
+        reckoning = self._reckon(present)
+        before = reckoning.before(config.keep_finished_usec, present)
+        while expired := store.expired(before):
+            self._owner.remove(expired, "KeepFinishedSec= is over", NOBODY)
+            await asyncio.sleep(0)
+        if (excess := store.finished() - config.keep_finished) > 0:
+            unfinished = Counter(job.owner.uid for job in self._owner.jobs.values())
+            finished = {owner: count - unfinished[owner] for owner, count in store.by_owner().items()}
+            for owner, count in retention.shares(finished, excess).items():
+                await self._retire_of(owner, count, f"KeepFinished={config.keep_finished} is reached")
+        store.forget_requests(reckoning.before(config.keep_request_id_usec, present))
+
+    async def _retire_of(self, owner: int, count: int, why: str) -> None:
+        while count > 0 and (expired := self._owner.store.oldest_of(owner, min(count, AT_ONCE))):
+            count -= len(expired)
+            self._owner.remove(expired, why, NOBODY)
+            await asyncio.sleep(0)
+
+    def _reckon(self, present: int) -> Reckoning:
+        """The clock of retention, kept from one life of the service to the next."""
+        store, boot_id = self._owner.store, self._owner.boot_id
+        uptime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        if text := store.fact("reckoning"):
+            reckoning = Reckoning.unpack(text).advance(present, uptime, boot_id)
+        else:
+            reckoning = Reckoning(store.newest_end() or present, uptime, boot_id)
+        store.note_fact("reckoning", reckoning.pack())
+        return reckoning

@@ -1,0 +1,683 @@
+"""The manager: every job there is, from acceptance to removal. It knows no D-Bus and asks nobody's permission.
+
+Unfinished jobs are held in memory and in the store, finished ones in the store only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import secrets
+import socket
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobsvc import changes, ending, formats, hooks, model, rundir, spec
+from jobsvc.chunks import Missing
+from jobsvc.config import Config
+from jobsvc.errors import Internal, InvalidSpec, Maintenance, NoSuchJob, WrongState
+from jobsvc.history import History
+from jobsvc.inhibitor import Inhibitor
+from jobsvc.intake import Intake, held_by
+from jobsvc.journal_events import Events
+from jobsvc.launch import Launcher
+from jobsvc.live import Live
+from jobsvc.model import Finished, Job, Paused, Queued, Run, Running, Starting, State, Stopping
+from jobsvc.roster import Roster
+from jobsvc.runner import Runner
+from jobsvc.share import Budget
+from jobsvc.store import NotRecorded, Store, pack_spec
+from jobsvc.systemd import ScopeError, Systemd
+from jobsvc.turnstile import Turnstile
+
+log = logging.getLogger(__name__)
+
+FLUSH_WITHIN = 0.01  # seconds
+FLUSH_AGAIN = 2.0
+SYNC_WITHIN = 0.1
+MAINTENANCE = "maintenance"
+HOUR = 3600 * 1_000_000  # µs
+DAY = 24 * HOUR
+
+
+def now() -> int:
+    """µs since the epoch."""
+    return time.time_ns() // 1000
+
+
+def boot_id() -> str:
+    """32 hex digits. PID 1 says it (jobsvc.service): in a container our sandbox may show the host's instead."""
+    return os.environ.get("BOOT_ID") or Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+
+
+class Manager:
+    """Accepts, queues, runs, stops, remembers. `changed` is told of every change of a job."""
+
+    def __init__(self, config: Config, store: Store, systemd: Systemd, launcher: Launcher, events: Events) -> None:
+        self.config = config
+        self.store = store
+        self.systemd = systemd
+        self.launcher = launcher
+        self.events = events
+        self.inhibitor = Inhibitor()
+        self.inhibitor.on_shutdown.append(self._shutdown)
+        self.roster = Roster()
+        self.jobs = self.roster.jobs
+        self.runners: dict[str, Runner] = {}  # by run key, until their output is complete
+        self.changed: Callable[[Job | None, Job | None], None] = lambda old, new: None
+        self._intake = Intake(self.roster, self._look, store.request)
+        self._lives: dict[str, Live] = {}
+        self._paused: set[str] = set()
+        self.boot_id = boot_id()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stdin: dict[str, int] = {}
+        self._output = Budget()
+        self._flush: asyncio.TimerHandle | None = None
+        self._after_flush: list[Callable[[], None]] = []
+        self._syncing: asyncio.TimerHandle | None = None
+        self.maintenance = store.fact(MAINTENANCE) == "on"
+        self._turnstile = Turnstile(self.roster, now, lambda: self.config, self._begin, self._shut)
+        self._ended: deque[Job] = deque()
+        self._settling = False
+        self.history = History(self, now)
+
+    # Looking up
+
+    def get(self, job_id: str) -> Job:
+        job = self._look(job_id)
+        if job is None:
+            raise NoSuchJob.of(job_id)
+        return job
+
+    def knows(self, job_id: str) -> bool:
+        return self._look(job_id) is not None
+
+    def _look(self, job_id: str) -> Job | None:
+        return self.jobs.get(job_id) or self.store.get(job_id)
+
+    def live(self, job: Job, number: int) -> Live:
+        """One run of a job as those see it who read or follow its output."""
+        if number == job.run.number and not job.run.finished:
+            return self._lives.setdefault(job.key, Live(job))
+        key = f"{job.id}-{number}"
+        if key in self._lives:
+            return self._lives[key]
+        run = self.store.run(job.id, number)
+        if run is None:
+            raise NoSuchJob(f"job {job.id} has no run {number}; its runs are 1 to {job.run.number}")
+        return Live(replace(job, run=run), closed=True)
+
+    @property
+    def running(self) -> int:
+        """Jobs that hold a slot: all that have left the queue and are not finished."""
+        return self.roster.busy
+
+    @property
+    def queued(self) -> int:
+        return len(self.roster.queue)
+
+    # Taking in
+
+    def accept(self, jobs: list[Job], digests: list[str], stdin: int | None = None) -> list[str]:
+        """Take new jobs, all or none; their ids, or those of the jobs their RequestIds stand for already."""
+        plan = self._intake.plan(jobs, digests, self.config, now())
+        if plan.fresh:
+            self._not_in_maintenance()
+        try:
+            noted = self.store.accept(plan.fresh, plan.requests)
+        except sqlite3.Error as error:
+            self.store.examine(error)
+            raise Internal(f"the job cannot be recorded, so it was not accepted: {error}") from None
+        for job in noted:
+            self._enter(job)
+        if stdin is not None and plan.fresh:
+            self._stdin[plan.fresh[0].id] = os.dup(stdin)
+        requests = {job.id: job.request for job in noted}
+        for old, new_id in reversed(plan.replaced):  # what depends on another comes after it, and is to say the same
+            self._replace(old.id, new_id, requests[new_id])
+        for job_id, other in plan.broken:
+            if job_id in self.jobs:
+                self._dependency_ended(self.jobs[job_id], other)
+        self.admit()
+        return plan.ids
+
+    def _enter(self, job: Job) -> None:
+        """A new job, noted, takes its place."""
+        self._place(job)
+        self.events.queued(job)
+        self._tell(None, job)
+
+    def _replace(self, job_id: str, new_id: str, request_id: str) -> None:
+        """Stop a job if the stop of another has not ended it; whatever comes of that, the new one is accepted."""
+        if job := self.jobs.get(job_id):
+            try:
+                self.stop(job, f"replaced by job {new_id}", request_id)
+            except Exception:
+                log.exception("job %s, which is to be replaced by job %s", job_id, new_id)
+
+    def _not_in_maintenance(self) -> None:
+        if self.maintenance:
+            raise Maintenance("the service is in maintenance and takes nothing new; 'jobctl maintenance status'")
+
+    # Changing
+
+    def change(self, job: Job, transition: Callable[[Job], Job]) -> Job:
+        """Apply a transition to a run, note it, tell of it, and do what follows from it."""
+        new = transition(job)
+        if new == job:
+            return job
+        current = self.jobs.get(job.id)
+        if current is None or current.run.number != job.run.number:
+            if current is None and not self.knows(job.id):
+                return new  # removed meanwhile: nothing of it is to come back
+            self.store.put_run(new)  # an earlier run, or one of a finished job: its last facts
+            self._flush_soon()
+            self._show(new)
+            return new
+        following = None if isinstance(job.run.phase, Stopping) else model.retry(new, now())
+        if following:
+            self._over(new)
+            self.store.put_run(new)
+            new = following
+        new = self.store.put(new)
+        self._flush_soon()
+        self._place(new)
+        self._show(new)
+        if new.run.finished:
+            self._finished(job, new)
+        else:
+            self._tell(job, new)
+            if following:
+                self.events.queued(new)
+            elif isinstance(new.run.phase, Queued):
+                self._mind_stdin(new)
+            elif isinstance(new.run.phase, Running):
+                self._drop_stdin(new.id)
+        if isinstance(job.run.phase, Starting) or isinstance(new.run.phase, Queued | Finished):
+            self.admit()
+        return new
+
+    def _tell(self, old: Job | None, new: Job | None) -> None:
+        """A subscriber's trouble is not the job's."""
+        try:
+            self.changed(old, new)
+        except Exception:
+            log.exception("telling of a change")
+
+    def _show(self, job: Job) -> None:
+        """Tell those who watch this run."""
+        if live := self._lives.get(job.key):
+            live.job = job
+            live.notify()
+
+    def _place(self, job: Job) -> None:
+        self.roster.put(job, now())
+        (self._paused.add if isinstance(job.run.phase, Paused) else self._paused.discard)(job.id)
+        self.hold_shutdown()
+
+    def output_left(self, owner: int) -> int:
+        """How many bytes of output the jobs of this owner may still write today; root's are not counted."""
+        if not owner:
+            return spec.INFINITY
+        return max(0, self.config.max_output_per_user - self._output.had(owner, time.monotonic()))
+
+    def wrote(self, job: Job, count: int, *, by_then: bool = False) -> None:
+        """A run's output has come so far; `by_then` if it had when we took it up.
+
+        What a run wrote that is older than a day is not to count as written now.
+        """
+        if not (owner := job.owner.uid):
+            return
+        if by_then and (job.run.started_at or 0) < now() - DAY:
+            self._output.pass_over(job.key, count)
+        else:
+            self._output.count(job.key, owner, count, time.monotonic())
+        if not self.output_left(owner):
+            for runner in self.runners.values():
+                if runner.job.owner.uid == owner:
+                    runner.cut_output()
+
+    async def _count_output(self) -> None:
+        """What was written in the last day, in earlier lives of the service."""
+        present, uptime = now(), time.monotonic()
+        for owner, hour, count in await self.store.wrote_since(present - DAY):
+            age = max(0, present // HOUR - hour) * HOUR
+            self._output.add(owner, count, uptime - age / 1_000_000)
+
+    def _over(self, job: Job) -> None:
+        """The run has ended: nobody waits for more of it than its supervisor still has."""
+        self._show(job)
+        self._drop_stdin(job.id)
+        cut = sum(end - begin for _, begin, end, why in job.run.missing if why == "cut")  # the journal has not got it
+        wrote = (job.run.stdout_bytes or 0) + (job.run.stderr_bytes or 0)
+        self._output.count(job.key, job.owner.uid, wrote - cut, time.monotonic())
+        self._output.close(job.key)
+        if job.key not in self.runners and (live := self._lives.pop(job.key, None)):
+            live.closed = True
+            live.notify()
+
+    def _finished(self, old: Job, new: Job) -> None:
+        self._over(new)
+        if isinstance(old.run.phase, Stopping) and old.run.phase.again:
+            self._tell(old, new)
+            waits, broken = self._intake.waits_again(new)
+            again = self._line_up(new, old.run.phase.again, waits)
+            if broken:
+                self._cancel(again, f"job {broken.id}, on which it depends, is {broken.state}")
+            return
+        # Noted in one transaction with the end that they follow, they follow it once.
+        follow = [self.store.put(job) for job in hooks.after(new, self.config, now(), lambda: self._began(new))]
+        self._tell(old, new)
+        for job in follow:
+            self._enter(job)
+        self._settle(new)
+
+    def _began(self, job: Job) -> bool:
+        """Whether a run before the present one had its turn."""
+        runs = (self.store.run(job.id, number) for number in range(job.run.number - 1, 0, -1))
+        ends = (run.phase for run in runs if run)
+        return any(isinstance(end, Finished) and end.result is not model.Result.CANCELED for end in ends)
+
+    def _settle(self, job: Job) -> None:
+        """A job has ended for good: whoever waits for it goes on, or never will. Chains may be long: no recursion."""
+        self._ended.append(job)
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._ended:
+                ended = self._ended.popleft()
+                for waiting in self.roster.dependents(ended.id):
+                    self._dependency_ended(waiting, ended)
+        finally:
+            self._settling = False
+
+    def _dependency_ended(self, job: Job, other: Job) -> None:
+        self.change(job, lambda job: model.dependency_ended(job, other, now()))
+
+    def _line_up(self, job: Job, request_id: str, waits: model.Waits) -> Job:
+        """A further run of a finished job."""
+        new = self.store.put(model.restart(job, request_id, now(), waits))
+        self._flush_soon()
+        self._place(new)
+        self.events.queued(new)
+        self._tell(job, new)
+        return new
+
+    def _cancel(self, job: Job, reason: str) -> None:
+        self.change(job, lambda job: model.finish(job, Finished(model.Result.CANCELED, now(), reason)))
+
+    def note_missing(self, live: Live, gaps: Iterable[Missing]) -> None:
+        """A reader of a run that is over did not find these: the status counts them from now on."""
+        lost = [gap for gap in gaps if gap.why == "lost"]
+        if lost and live.closed and live.job.run.finished:
+            job = live.job
+            run = self.store.run(job.id, job.run.number)
+            if run and (missing := ending.with_lost(run.missing, lost)) != run.missing:
+                log.warning("output of run %s is missing: %s", job.key, ", ".join(map(formats.show, lost)))
+                self.change(replace(job, run=run), lambda job: replace(job, run=replace(job.run, missing=missing)))
+
+    def flush(self) -> None:
+        """Commit what was noted, then let go of what it replaces (reports)."""
+        if self._flush:
+            self._flush.cancel()
+            self._flush = None
+        try:
+            self.store.flush()
+        except sqlite3.Error as error:  # it stays noted, the reports stay where they are
+            log.error("nothing can be recorded in jobs.db: %s", error)
+            self.store.examine(error)
+            self.hold_off(2 * FLUSH_AGAIN)
+            self._flush = asyncio.get_running_loop().call_later(FLUSH_AGAIN, self.flush)
+            return
+        if self._syncing is None:
+            self._syncing = asyncio.get_running_loop().call_later(SYNC_WITHIN, self._sync_now)
+        done, self._after_flush = self._after_flush, []
+        for action in done:
+            try:
+                action()
+            except OSError as error:
+                log.error("a run's files stay: %s", error)
+
+    async def sync(self) -> None:
+        """What is noted so far will outlive a power cut."""
+        await self.store.sync()
+
+    def _sync_now(self) -> None:
+        """Also what nobody waits for, as the end of a run: the kernel would take half a minute."""
+        self._syncing = None
+
+        async def sync() -> None:
+            with contextlib.suppress(NotRecorded):  # the next flush tries again, and says so
+                await self.store.sync()
+
+        task = asyncio.create_task(sync(), name="sync")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def after_flush(self, action: Callable[[], None]) -> None:
+        self._after_flush.append(action)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """Commit what the next moments bring, together. A crash before it finds files that say the same."""
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(FLUSH_WITHIN, self.flush)
+
+    # Running
+
+    def admit(self) -> None:
+        """Begin the runs whose turn it is."""
+        self._turnstile.admit()
+
+    def queue_reason(self, job: Job) -> str | None:
+        """Why a queued job waits; None for any other."""
+        return self._turnstile.reason(job)
+
+    def hold_off(self, seconds: float) -> None:
+        """Nothing can begin just now: let the queue wait a little."""
+        self._turnstile.hold_off(seconds)
+
+    def _begin(self, job: Job) -> None:
+        self._drive(self.change(job, lambda job: model.begin(job, self.boot_id)), adopt=False)
+
+    def _shut(self) -> str | None:
+        """Why nothing may begin."""
+        if self.maintenance:
+            return "maintenance; 'jobctl maintenance status' says more"
+        return "the machine is shutting down" if self.inhibitor.shutting_down else None
+
+    def hold_shutdown(self) -> None:
+        """InhibitShutdown=: while anything runs, logind is asked not to go on without us."""
+        mode = self.config.inhibit_shutdown
+        why = "jobs run" if self.roster.busy and mode != "no" else None
+        self.inhibitor.want("running", why, mode)
+        self.inhibitor.want("paused", "paused jobs have to go on before they can end" if self._paused else None)
+
+    def _shutdown(self, down: bool) -> None:
+        """Processes that are frozen would not hear that they are to end."""
+        for job_id in self._paused if down else ():
+            if runner := self.runners.get(self.jobs[job_id].key):
+                runner.thaw()
+        self.admit()  # it may have been called off
+
+    def _drive(self, job: Job, adopt: bool) -> None:
+        runner = self.runners[job.key] = Runner(self, self._lives.setdefault(job.key, Live(job)))
+        stdin = self._stdin.get(job.id)
+        task = asyncio.create_task(self._run(runner, stdin, adopt), name=job.key)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, runner: Runner, stdin: int | None, adopt: bool) -> None:
+        try:
+            await self._see_through(runner, stdin, adopt)
+        finally:
+            if self.runners.get(runner.key) is runner:  # not yet begun again
+                del self.runners[runner.key]
+                if runner.job.run.finished:
+                    self._lives.pop(runner.key, None)
+
+    async def _see_through(self, runner: Runner, stdin: int | None, adopt: bool) -> None:
+        """A fault of ours must not leave a job in limbo: look at it again, ever more rarely."""
+        for attempt in itertools.count():
+            try:
+                await (runner.adopt() if adopt or attempt else runner.begin(stdin))
+            except Exception as error:
+                log.exception("run %s", runner.key)
+                self.store.examine(error)
+                if runner.job.run.finished:
+                    runner.release()
+                    return
+                await asyncio.sleep(min(2**attempt, 60))
+            else:
+                return
+
+    def _mind_stdin(self, job: Job) -> None:
+        """What waits again has its place in the queue, unless its input went with our last life."""
+        if job.spec.get("StandardInput") and job.id not in self._stdin:
+            self._cancel(job, "the service was restarted: its standard input is gone")
+
+    def _drop_stdin(self, job_id: str) -> None:
+        if (stdin := self._stdin.pop(job_id, None)) is not None:
+            os.close(stdin)
+
+    # What people ask for
+
+    def stop(self, job: Job, reason: str, request_id: str) -> Job:
+        """Ask for the end of a job: a queued one is canceled, a running one gets TERM and, in time, KILL."""
+        new = self.change(job, lambda job: model.stop(job, reason, now()))
+        self.events.stop_requested(new, request_id)
+        if runner := self.runners.get(new.key):
+            runner.stop(reason)
+        return new
+
+    def restart(self, job: Job, request_id: str) -> int:
+        """A new run of the same spec, after the present one has been stopped; returns its number."""
+        self._not_in_maintenance()
+        if job.run.finished:
+            self._intake.room([job], self.config)
+            if holders := self.roster.holders(job):
+                raise held_by(holders[0])
+            waits, broken = self._intake.waits_again(job)
+            if broken:
+                raise WrongState(f"job {broken.id}, on which it depends, is {broken.state}; restart that one first")
+            new = self._line_up(job, request_id, waits)
+            self.admit()
+            return new.run.number
+        new = self.change(job, lambda job: model.restart(job, request_id, now()))
+        if isinstance(new.run.phase, Queued):
+            return new.run.number
+        self.events.stop_requested(new, request_id)
+        if runner := self.runners.get(new.key):
+            # If nobody remembers that it is wanted again, it must not be stopped either.
+            self.after_flush(lambda: runner.stop("restart"))
+        return new.run.number + 1
+
+    def hold(self, job: Job) -> None:
+        """It begins no sooner than it is released."""
+        self.change(job, lambda job: model.hold(job, True))
+
+    def release(self, job: Job) -> None:
+        self.change(job, lambda job: model.hold(job, False))
+
+    def set_maintenance(self, on: bool) -> None:
+        """Nothing new is accepted and nothing begins while it is on; what runs goes on."""
+        try:
+            self.store.note_fact(MAINTENANCE, "on" if on else "off")
+        except sqlite3.Error as error:
+            raise Internal(f"maintenance cannot be recorded: {error}") from None
+        self.maintenance = on
+        self.admit()
+
+    async def kill(self, job: Job, whom: str, number: int) -> None:
+        """Send a signal to the main process, by its supervisor, or to all processes of the scope."""
+        runner = self._runner(job, "sent a signal")
+        if whom == "main":
+            runner.signal(number)
+        else:
+            try:
+                await self.systemd.kill(job.unit, number)
+            except ScopeError as error:
+                raise WrongState(f"job {job.id} is just ending: {error}") from None
+            runner.thaw()
+
+    async def pause(self, job: Job) -> None:
+        """Freeze all of its processes, and the run's clock. Asking twice is harmless."""
+        runner = self._runner(job, "paused")
+        if self.inhibitor.shutting_down:
+            raise WrongState("the machine is going down; nothing is paused any more")
+        await runner.ask("pause")
+
+    async def resume(self, job: Job) -> None:
+        await self._runner(job, "resumed").ask("resume")
+
+    async def attach(self, job: Job) -> int:
+        """A socket to type into the job's terminal, the caller's to close; the other end is the supervisor's."""
+        runner = self._runner(job, "attached to")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            await runner.ask("attach", [theirs.fileno()])
+            return ours.detach()
+
+    async def set(
+        self, job: Job, new: spec.Values, request_id: str, *, limits_allowed: bool, priority_allowed: bool
+    ) -> None:
+        """Change a queued spec, or bounds of what runs; of the job as it was looked at."""
+        current = self.get(job.id)
+        if current.spec != job.spec or current.run.number != job.run.number:
+            raise WrongState(f"job {job.id} was changed by somebody else meanwhile; try again")
+        changes.check(current, new)
+        if isinstance(current.run.phase, Queued):
+            whole = replace(current, spec=changes.applied(current.spec, new))
+            whole = replace(whole, limits_allowed=limits_allowed, priority_allowed=priority_allowed)
+            respecced = self._intake.respec(current, whole)
+            current = self.change(current, lambda job: respecced)
+        elif new:
+            await self._runner(current, "changed").set(new)
+            current = self.get(job.id)
+        self.events.changed(current, ", ".join(sorted(new)), request_id)
+
+    def _runner(self, job: Job, verb: str) -> Runner:
+        """What drives a run whose processes are there."""
+        runner = self.runners.get(job.key)
+        if runner is None or not isinstance(job.run.phase, Running | Paused | Stopping):
+            raise WrongState(f"job {job.id} is {job.state}; only a running job can be {verb}")
+        return runner
+
+    def removable(self, job: Job) -> None:
+        if not job.run.finished:
+            raise WrongState(f"job {job.id} is {job.state}; stop it first ('jobctl stop {job.id}')")
+
+    def remove(self, jobs: Iterable[Job], why: str, request_id: str) -> None:
+        """Forget finished jobs; the journal keeps that they were there, and why they are not any more."""
+        jobs = list(jobs)
+        for job in jobs:
+            self.removable(job)
+        self.store.remove((job.id for job in jobs), now())
+        for job in jobs:
+            with contextlib.suppress(OSError):
+                rundir.forget(job.key)
+            self.events.removed(job, why, request_id)
+            self._tell(job, None)
+
+    def configure(self, config: Config) -> None:
+        """Go by another configuration from now on; what runs goes on with what it was begun with."""
+        self.config = config
+        self.history.look_again()
+        self.hold_shutdown()
+        self.admit()
+
+    # From one life of the service to the next
+
+    async def reconcile(self) -> None:
+        """Take up every run that an earlier life left unfinished, then open the queue."""
+        await self._count_output()
+        for job in self.store.unfinished():  # one by one: they may be many
+            self._place(job)
+        for job in list(self.jobs.values()):
+            self._take_up(job)
+        for job in [job for job in self.jobs.values() if job.run.waiting_for]:
+            self._catch_up(job)
+        for key in {*ending.keys(), *rundir.keys()} - set(self.runners):
+            self._take_back(key)
+        self._turnstile.open = True
+        self.admit()
+
+    def _take_back(self, key: str) -> None:
+        """Files of a run that is no unfinished one of the store."""
+        job_id, _, number = key.partition("-")
+        job = self._look(job_id)
+        wanted = rundir.supervised(key) or ending.read(key) is not None
+        if wanted and job and (run := self.store.run(job_id, int(number))):
+            self._drive(replace(job, run=run), adopt=True)  # its end is noted; what its last words are is not
+            return
+        job = rundir.recover(key) if wanted and job is None else None
+        if job is None:
+            log.info("run %s is over and recorded: its files go", key)
+            ending.discard(key)
+            rundir.discard(key)
+            return
+        log.error("run %s is not in jobs.db; it is taken over as its request describes it", key)
+        job = self.store.put(job)
+        self._place(job)
+        self._drive(job, adopt=True)
+
+    def _take_up(self, job: Job) -> None:
+        """Files are the truth: a run directory or a report means that the run was launched, whatever we noted."""
+        here = rundir.path(job.key).is_dir()
+        facts = ending.read(job.key)
+        if isinstance(job.run.phase, Queued):
+            if not here and facts is None:
+                self._mind_stdin(job)
+                return
+            job = self.change(job, lambda job: model.begin(job, self.boot_id))
+        elif isinstance(job.run.phase, Starting) and not here and facts is None and job.run.boot_id == self.boot_id:
+            self.change(job, lambda job: model.requeue(job, ""))
+            return
+        elif facts is None and not here and job.run.boot_id != self.boot_id:
+            reason = "the machine went down without a shutdown; how it ended is not known"
+            end = Finished(model.Result.LOST, now(), reason)
+            self.change(job, lambda job: model.finish(job, end))
+            return
+        self._drive(job, adopt=True)
+
+    def _catch_up(self, job: Job) -> None:
+        """What ended without our seeing it."""
+        for other_id, _ in job.run.waiting_for:
+            if other_id in self.jobs or job.id not in self.jobs:
+                continue
+            if other := self.store.get(other_id):
+                self._dependency_ended(self.jobs[job.id], other)
+            else:
+                self._cancel(self.jobs[job.id], f"job {other_id}, on which it depends, is not there any more")
+
+    async def drain(self, seconds: float) -> None:
+        """At the end of our life: wait for the reports of the runs that are ending; at shutdown that is all."""
+        self._turnstile.open = False
+        ending = [task for task in self._tasks if (runner := self.runners.get(task.get_name())) and runner.is_ending()]
+        if ending:
+            await asyncio.wait(ending, timeout=seconds)
+
+    async def close(self) -> None:
+        """Leave the runs to their supervisors."""
+        self._turnstile.open = False
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.flush()
+        if self._syncing:
+            self._syncing.cancel()
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
+
+
+def digest(wanted: dict[str, Any], uid: int, gid: int) -> str:
+    """What makes two submissions the same: the spec as asked for and who runs it, not when or under which key."""
+    spec = {name: value for name, value in pack_spec(wanted).items() if name != "RequestId"}
+    text = json.dumps([spec, uid, gid], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def first_run() -> Run:
+    return Run(1, Queued(""))
+
+
+def states(names: Iterable[str]) -> frozenset[str]:
+    """State names as given, checked."""
+    known = {str(state) for state in State}
+    for name in itertools.chain(names):
+        if name not in known:
+            raise InvalidSpec(f"unknown state {name!r}; there are {', '.join(sorted(known))}")
+    return frozenset(names)

@@ -1,0 +1,516 @@
+"""One run, from its launch or its adoption to its end: the same function drives both.
+
+Files are the truth (request, report), the control socket is the nudge. A supervisor that does not
+need us goes on by itself; what it says of its run we take in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from jobsvc import control, ending, launch, model, rundir, spec, systemd
+from jobsvc.config import Config
+from jobsvc.errors import InvalidSpec, JobsvcError, WrongState
+from jobsvc.live import Live
+from jobsvc.model import Finished, Job, Paused, Result, Starting, Stopping
+from jobsvc.store import NotRecorded
+from jobsvc.systemd import ScopeError, ShuttingDownError, Systemd
+
+log = logging.getLogger(__name__)
+
+STAT_WITHIN = 1.0  # seconds
+HOLD_OFF = 1.0  # seconds until the queue tries again
+GOING_DOWN = 10.0  # and if the machine is being shut down, should that be called off
+ANSWER_WITHIN = 15.0  # seconds for a supervisor to do what it is asked
+BOUNDS = ("RuntimeMaxUSec", "TimeoutStopUSec")  # the supervisor's to keep
+CALLED_OFF = "stopped before it began"
+IN_PAM = "its supervisor ended while PAM opened the session"
+STOP_GRACE = 10.0  # seconds beyond TimeoutStopSec=, within which SIGKILL has had its effect or has none
+# Of what its owner's jobs may still write a run says each time that it has written so much more.
+SHARES, LEAST_STEP, LARGEST_STEP = 16, 1024 * 1024, 16 * 1024 * 1024
+START_GRACE = 30.0  # seconds beyond StartTimeoutSec=, within which a supervisor has to have given up by itself
+
+
+_numbers = itertools.count(1)
+
+
+class Owner(Protocol):
+    """What a runner needs of the manager."""
+
+    config: Config
+    systemd: Systemd
+    launcher: launch.Launcher
+
+    def change(self, job: Job, transition: Callable[[Job], Job]) -> Job: ...
+    def output_left(self, owner: int) -> int: ...
+    def wrote(self, job: Job, count: int, *, by_then: bool = False) -> None: ...
+    def after_flush(self, action: Callable[[], None]) -> None: ...
+    def hold_off(self, seconds: float) -> None: ...
+    async def sync(self) -> None: ...
+
+
+class Runner:
+    """Drives one run; `live` is what others see of it."""
+
+    def __init__(self, owner: Owner, live: Live) -> None:
+        self._owner = owner
+        self.live = live
+        self.key = live.job.key
+        live.on_watch = lambda on: self._send("follow", on=on)
+        self._packets: launch.Packets | None = None
+        self._go = False
+        self._unit_is_ours = False
+        self._counted: asyncio.Future[None] | None = None
+        self._again = False  # it never began: back to the queue
+        self._adopted = False  # launched by an earlier life of the service
+        self._can: frozenset[str] = frozenset()  # what its supervisor knows beyond the first release's
+        self._setting = asyncio.Lock()
+        self._devices: dict[str, str] = {}  # I/O paths → the disks they are on
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._cut = False
+        self._stop_by: asyncio.TimerHandle | None = None
+        self._forced: asyncio.Task[None] | None = None
+
+    @property
+    def job(self) -> Job:
+        return self.live.job
+
+    # What the manager asks for
+
+    def stop(self, reason: str) -> None:
+        """Pass a stop on. Before the run has begun it begins no more."""
+        self._bound_stop()
+        if self._go:
+            self._send("stop", reason=reason)
+        else:
+            self._send("abort", text=CALLED_OFF)
+
+    def _bound_stop(self) -> None:
+        """A supervisor that hangs must not keep alive what was asked to stop."""
+        self._unbind_stop()
+        if (seconds := self._stop_within()) is not None:
+            self._stop_by = asyncio.get_running_loop().call_later(seconds, self._stop_without_it)
+
+    def _unbind_stop(self) -> None:
+        if self._stop_by is not None:
+            self._stop_by.cancel()
+            self._stop_by = None
+
+    def _stop_within(self) -> float | None:
+        """Seconds after which nothing of the run lives that was asked to stop; None for what may take for ever."""
+        timeout = self.job.spec["TimeoutStopUSec"]
+        return None if timeout == spec.INFINITY else timeout / 1e6 + STOP_GRACE
+
+    def _stop_without_it(self) -> None:
+        if not self.job.run.finished:
+            log.warning("run %s: its supervisor does not stop it; systemd does", self.key)
+            self._forced = asyncio.create_task(self._force())
+
+    async def _force(self) -> None:
+        await self._owner.systemd.thaw(self.job.unit)  # what is frozen would not hear of it
+        await self._owner.systemd.stop(self.job.unit, self._stop_within())
+
+    def cut_output(self) -> None:
+        """Its owner's jobs have written what they may in a day: no more of it is kept."""
+        if self._go and not self._cut and not self.job.run.finished:
+            self._cut = True
+            self._send("ask", what="bounds", output_left=0)
+
+    def signal(self, number: int) -> None:
+        self._send("signal", signal=number)
+
+    def thaw(self) -> None:
+        """Let a paused run go on, without waiting for it."""
+        if "ask" in self._can:
+            self._send("ask", what="resume")
+
+    async def stat(self) -> None:
+        """Have the supervisor say how many bytes there are by now."""
+        if self._go and self._packets and not self._packets.closed and not self.job.run.finished:
+            if self._counted is None or self._counted.done():
+                self._counted = asyncio.get_running_loop().create_future()
+                self._send("stat")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._counted), STAT_WITHIN)
+
+    def _answered(self) -> None:
+        if self._counted and not self._counted.done():
+            self._counted.set_result(None)
+
+    async def ask(self, what: str, fds: list[int] | None = None, **facts: Any) -> dict[str, Any]:
+        """Have the supervisor do something, and hear how it went. Raises WrongState with its reason."""
+        about = f"job {self.job.id}"
+        if not self._go or not self._packets or self._packets.closed:
+            raise WrongState(f"{about} does not run yet")
+        if "ask" not in self._can:
+            raise WrongState(
+                f"{about} was started by an older release of jobsvc, which cannot do this; restart the job"
+            )
+        number = next(_numbers)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._packets.send(control.pack("ask", ask=number, what=what, **facts), fds)
+            packet: dict[str, Any] = await asyncio.wait_for(answer, ANSWER_WITHIN)
+        except TimeoutError:
+            raise WrongState(f"{about}: its supervisor does not answer; try again") from None
+        finally:
+            del self._asked[number]
+        if packet.get("error"):
+            raise WrongState(f"{about}: {packet['error']}")
+        return packet
+
+    async def set(self, new: dict[str, Any]) -> None:
+        """Other bounds for what runs. A value that cannot be put in force is InvalidSpec: all stays as it was."""
+        async with self._setting:
+            paths = [path for name in new if name in spec.IO_PATHS for path, _ in new[name]]
+            if unknown := sorted(set(paths) - self._devices.keys()):
+                self._devices |= (await self.ask("resolve", paths=unknown))["io_devices"]
+            limits, bounds = _limits(new, self._devices), _bounds(new)
+            if bounds:
+                await self.ask("bounds", None, **bounds)
+            try:
+                wrong = await self._limit(limits) if limits else []
+            except JobsvcError:
+                if bounds:
+                    self._send("ask", what="bounds", **_bounds({name: self.job.spec.get(name) for name in new}))
+                raise
+            not_in_force = tuple({*self.job.run.limits_not_in_force} - limits.keys() | {name for name, _ in wrong})
+            self._change(
+                lambda job: replace(
+                    job, spec=job.spec | new, run=replace(job.run, limits_not_in_force=tuple(sorted(not_in_force)))
+                )
+            )
+            if self._stop_by is not None:
+                self._bound_stop()
+
+    async def _limit(self, limits: dict[str, Any]) -> list[tuple[str, str]]:
+        """Have PID 1 set them and look whether they hold: those that do not, which only best-effort lets pass."""
+        pid_1, unit, group = self._owner.systemd, self.job.unit, self.job.run.control_group
+        assert group is not None
+        try:
+            before = await pid_1.limits(unit, limits)
+            await pid_1.set_limits(unit, limits)
+            wrong = systemd.not_in_force(group, limits)
+            if wrong and self._owner.config.limit_enforcement == "strict":
+                await pid_1.set_limits(unit, before)
+                name, reason = wrong[0]
+                raise InvalidSpec(f"{name} cannot be put in force: {reason}; it stays as it was")
+        except ScopeError as error:
+            raise InvalidSpec(f"systemd refuses: {error}") from None
+        return wrong
+
+    def is_ending(self) -> bool:
+        """Whether its end is near: asked to stop, over, or its scope empty (as at shutdown, before our turn)."""
+        run = self.job.run
+        if isinstance(run.phase, Stopping | Finished):
+            return True
+        return run.control_group is not None and not systemd.populated(run.control_group)
+
+    def _send(self, kind: str, **facts: Any) -> None:
+        if self._packets:
+            self._packets.send(control.pack(kind, **facts))
+
+    # The life of the run
+
+    async def begin(self, stdin: int | None) -> None:
+        """Launch the run and see it through."""
+        sample = not self._owner.systemd.remembers_memory_peak
+        problem, gone = "its supervisor ended before the run began", False
+        try:
+            request = rundir.build(self.job, self._owner.config, sample)
+            left = self._owner.output_left(self.job.owner.uid)
+            if left != spec.INFINITY:
+                request["log_size_max"] = min(left, left if (own := request["log_size_max"]) is None else own)
+                request |= {"output_left": left, "output_step": min(max(left // SHARES, LEAST_STEP), LARGEST_STEP)}
+            rundir.write(self.key, request)
+            await self._owner.launcher.launch(self.key, stdin)
+        except (launch.LauncherGone, OSError) as error:
+            log.warning("run %s waits: %s", self.key, error)
+            self._owner.hold_off(HOLD_OFF)
+            self._again, gone = rundir.claim(self.key), True  # without the ticket it may have been launched
+        except JobsvcError as error:
+            problem = f"no supervisor: {error}"
+        if not self._again:
+            await self._attend()
+        if not self._over() and ending.read(self.key) is None and not rundir.begun(self.key):
+            if isinstance(self.job.run.phase, Stopping):
+                self._finish(Result.STOPPED, CALLED_OFF)
+            elif gone:
+                self._again = True
+            else:
+                self._finish(Result.START_FAILED, IN_PAM if self._go and self._owner.config.pam != "no" else problem)
+        await self._settle()
+
+    async def adopt(self) -> None:
+        """See a run through that an earlier life of the service launched."""
+        self._adopted = True
+        if isinstance(self.job.run.phase, Stopping):
+            self._bound_stop()
+        unclaimed = rundir.claim(self.key)
+        if not unclaimed:
+            await self._attend()
+        if unclaimed or not (self._over() or ending.read(self.key) or rundir.begun(self.key)):
+            if isinstance(self.job.run.phase, Stopping):
+                self._finish(Result.STOPPED, CALLED_OFF)
+            elif isinstance(self.job.run.phase, Starting):
+                self._again = True
+        await self._settle()
+
+    def _over(self) -> bool:
+        return self._again or self.job.run.finished
+
+    async def _attend(self) -> None:
+        """Listen to the supervisor for as long as it lives."""
+        for attempt in itertools.count():
+            try:
+                self._packets = launch.Packets(str(rundir.path(self.key) / "control"))
+            except OSError:
+                if attempt and not rundir.supervised(self.key):
+                    return
+                # On its way out, just coming up, or too busy to listen: while it lives the run is not ours to judge.
+                await asyncio.sleep(0.02 * 2 ** min(attempt, 6))
+                continue
+            self._packets.send(control.pack_first("hello"))
+            if self.live.watchers:
+                self._send("follow", on=True)
+            try:
+                await self._listen(self._packets)
+            finally:
+                self._packets.close()
+            if self.live.closed:
+                return
+            await asyncio.sleep(0.02)
+
+    async def _listen(self, packets: launch.Packets) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(self._owner.config.start_timeout_usec / 1e6 + START_GRACE, self._give_up)
+        try:
+            async for packet in packets:
+                await self._take(packet)
+                if self._go:
+                    deadline.cancel()
+        finally:
+            deadline.cancel()
+            self._answered()
+            for answer in self._asked.values():
+                if not answer.done():
+                    answer.set_result({"error": "its supervisor went away"})
+
+    async def _take(self, packet: dict[str, Any]) -> None:
+        match packet["type"]:
+            case "hello":
+                await self._hello(packet)
+            case "held":
+                await self._admit(packet)
+            case "started":
+                self._started(packet)
+            case "paused" | "resumed":
+                self._change(lambda job: model.pause(job, packet["type"] == "paused"))
+            case "answer":
+                if (answer := self._asked.get(packet["ask"])) and not answer.done():
+                    answer.set_result(packet)
+            case "offsets":
+                self._count(packet)
+                self._answered()
+            case "ended":
+                await self._ended(packet["report"])
+                self._answered()
+            case "closed":
+                self._close(packet.get("undelivered") or [])
+        self.live.notify()
+
+    async def _hello(self, packet: dict[str, Any]) -> None:
+        self._cut = False
+        self._count(packet, by_then=self._adopted and not self._go)
+        self._can = frozenset(packet.get("can") or ())
+        match packet["phase"]:
+            case "held":
+                await self._admit(packet)
+            case "running" | "stopping":
+                self._go = True
+                if not self._unit_is_ours:
+                    self._unit_is_ours = await self._owner.systemd.hold(self.job.unit)
+                self._devices = packet.get("io_devices") or {}
+                self._started(packet)
+                self._change(lambda job: model.pause(job, bool(packet.get("paused"))))
+                # As far as we have noted them: a change that was under way when we were killed did not come about.
+                self._send("ask", what="bounds", **_bounds(self.job.spec))
+                if isinstance(self.job.run.phase, Stopping):
+                    self.stop(self.job.run.phase.reason)
+            case "ended" | "closed":
+                await self._ended(packet["report"])
+                if packet["phase"] == "closed":
+                    self._close(packet.get("undelivered") or [])
+
+    def _count(self, packet: dict[str, Any], *, by_then: bool = False) -> None:
+        self.live.count(packet.get("stdout") or 0, packet.get("stderr") or 0)
+        if not self.job.run.finished:
+            self._owner.wrote(self.job, self.live.stdout + self.live.stderr, by_then=by_then)
+
+    async def _admit(self, packet: dict[str, Any]) -> None:
+        """The main process waits at its barrier: put it into its scope, see that the limits hold, go."""
+        pid, self._devices = packet["main_pid"], packet.get("io_devices") or {}
+        limits = _limits(self.job.spec, self._devices)
+        # That it is about to begin has to outlive a power cut, or it would begin again after it.
+        noted = asyncio.ensure_future(self._owner.sync())
+        try:
+            await self._owner.systemd.start_scope(self.job.unit, pid, _properties(self.job, limits))
+            self._unit_is_ours = True
+            await noted
+        except ShuttingDownError:
+            self._owner.hold_off(GOING_DOWN)
+            self._send("abort", text=ending.NEVER_BEGUN)
+            return
+        except NotRecorded as error:
+            log.warning("run %s waits: %s", self.key, error)
+            self._owner.hold_off(HOLD_OFF)
+            self._send("abort", text=ending.NEVER_BEGUN)
+            return
+        except ScopeError as error:
+            self._send("abort", text=f"systemd did not make the scope: {error}")
+            return
+        group = systemd.control_group(pid)
+        if group is None or not group.endswith("/" + self.job.unit):
+            self._send("abort", text="the process did not get into its scope")
+            return
+        wrong = systemd.not_in_force(group, limits)
+        if wrong and self._owner.config.limit_enforcement == "strict":
+            name, reason = wrong[0]
+            self._send("abort", text=f"limit {name} is not in force: {reason}")
+            return
+        names = tuple(name for name, _ in wrong)
+        facts = {"main_pid": pid, "control_group": group, "limits_not_in_force": names}
+        self._change(lambda job: replace(job, run=replace(job.run, **facts)))
+        if isinstance(self.job.run.phase, Stopping):
+            self._send("abort", text=CALLED_OFF)
+            return
+        if "begun" not in self._can:  # else it notes that itself, when it opens the barrier
+            rundir.mark_begun(self.key)
+        self._go = True
+        self._send("go", control_group=group)
+
+    def _started(self, packet: dict[str, Any]) -> None:
+        pid = packet.get("main_pid") or self.job.run.main_pid
+        self._change(lambda job: model.started(job, pid, packet.get("started_usec")))
+        self._cut = False  # what was said before it had output was not heard
+        self._count({})
+
+    async def _ended(self, facts: ending.Report) -> None:
+        """The report is there: take it in once, with what systemd knows of the scope."""
+        if self.job.run.finished:
+            return
+        if ending.never_begun(facts) and isinstance(self.job.run.phase, Starting):
+            self._again = True
+            return
+        usage = {}
+        if self._unit_is_ours and facts.get("begun"):
+            usage = await self._owner.systemd.usage(self.job.unit)
+        self.release()
+        self.live.count(facts.get("stdout_bytes") or 0, facts.get("stderr_bytes") or 0)
+        self._change(lambda job: ending.take(job, facts, usage, _now()))
+
+    def release(self) -> None:
+        """What systemd knew of the scope is known."""
+        if self._unit_is_ours:
+            self._unit_is_ours = False
+            self._owner.systemd.release(self.job.unit)
+
+    def _close(self, undelivered: list[Any]) -> None:
+        if undelivered:
+            self._change(lambda job: ending.undelivered(job, undelivered))
+        self.live.closed = True
+
+    async def _settle(self) -> None:
+        """No supervisor any more: the report, or the lack of one, has the last word."""
+        if self._again and isinstance(self.job.run.phase, Stopping):  # it need not begin any more
+            self._finish(Result.STOPPED, CALLED_OFF)
+        self._again &= isinstance(self.job.run.phase, Starting)
+        facts = None if self.job.run.finished and self.live.closed else ending.read(self.key)
+        if facts is not None:
+            await self._ended(facts)
+            self._close(facts.get("undelivered") or [])
+        elif not self._over():
+            await self._end_scope()
+            self._finish(Result.LOST, "its supervisor was killed; how it ended is not known")
+        self._unbind_stop()
+        if self._forced:
+            await asyncio.wait({self._forced})
+        self.release()
+        if self._again and not self.job.run.finished:
+            _discard(self.key)  # the next start of the same run makes them anew
+            self.live.closed = False
+            if not self._adopted:  # whatever kept it from beginning may do so again: not in a circle
+                self._owner.hold_off(HOLD_OFF)
+            self._change(lambda job: model.requeue(job, "the service was restarted before it began"))
+            return
+        self.live.closed = True
+        self._owner.after_flush(lambda: _discard(self.key))
+        self.live.notify()
+
+    async def _end_scope(self) -> None:
+        """Nothing of the run lives on without a supervisor: what follows from its end must not meet it."""
+        pid_1, unit = self._owner.systemd, self.job.unit
+        if isinstance(self.job.run.phase, Paused):
+            with contextlib.suppress(ScopeError):  # frozen, it would not hear of a stop
+                await pid_1.kill(unit, signal.SIGKILL)
+        await pid_1.stop(unit, self._stop_within())
+
+    def _finish(self, result: Result, reason: str) -> None:
+        end = Finished(result, at=_now(), reason=reason)
+        self._change(lambda job: model.finish(job, end, stdout_bytes=self.live.stdout, stderr_bytes=self.live.stderr))
+        self.live.closed = True
+
+    def _give_up(self) -> None:
+        self._send("abort", text="it was not ready to start in time (StartTimeoutSec=)")
+
+    def _change(self, transition: Callable[[Job], Job]) -> None:
+        """Apply to our own run, the job itself may have moved on; our view of it is kept up to date."""
+        self._owner.change(self.job, transition)
+
+
+def _now() -> int:
+    """µs since the epoch."""
+    return time.time_ns() // 1000
+
+
+def _discard(key: str) -> None:
+    """What the store now holds need not lie about."""
+    ending.discard(key)
+    rundir.discard(key)
+
+
+def _bounds(values: dict[str, Any]) -> dict[str, int | None]:
+    """What the supervisor keeps, as the request has it."""
+    return {model.snake(name): rundir.finite(values[name]) for name in BOUNDS if name in values}
+
+
+def _limits(values: dict[str, Any], devices: dict[str, str]) -> dict[str, Any]:
+    """The limits of the scope, I/O paths replaced by the disks they lie on; of two for one disk the lower."""
+    limits = {name: value for name, value in values.items() if name in systemd.LIMITS}
+    for name, value in limits.items():
+        if systemd.LIMITS[name] == "a(st)":
+            lowest: dict[str, int] = {}
+            for path, amount in value:
+                disk = devices.get(path, path)
+                lowest[disk] = min(amount, lowest.get(disk, amount))
+            limits[name] = [[disk, amount] for disk, amount in lowest.items()]
+    return limits
+
+
+def _properties(job: Job, limits: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **limits,
+        "Description": f"Job {job.id} of {job.owner.name}",
+        "Slice": job.slice,
+        "TimeoutStopUSec": job.spec["TimeoutStopUSec"],
+        # The supervisor acts on an out-of-memory kill and knows why the run ended.
+        "OOMPolicy": "continue" if job.spec.get("OOMPolicy", "stop") != "kill" else "kill",
+    }

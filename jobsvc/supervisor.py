@@ -1,0 +1,302 @@
+"""The supervisor of one run: root, outside the job's scope, alive from before it to after it.
+
+It holds the main process at the barrier until it is told to go, copies the output, decides why the
+run ended, and leaves a report. It needs nobody for that: files are the truth, its control socket is
+the nudge.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from jobsvc import control, linux, loop, native, report, script
+from jobsvc.beginning import Beginning
+from jobsvc.closing import Closing
+from jobsvc.orders import Orders
+from jobsvc.peers import Peers
+from jobsvc.process import MainProcess
+from jobsvc.pump import Pump
+from jobsvc.record import Phase, Record, realtime_usec
+from jobsvc.request import Request
+from jobsvc.story import Story
+from jobsvc.verdict import StartError
+from jobsvc.warden import Warden
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Callable
+    from typing import Final
+
+REPORTS = "/var/lib/jobsvc/reports"
+NAMESPACE = "/run/systemd/journal.jobsvc/socket"
+CGROUPS = "/sys/fs/cgroup"
+SHUTDOWN = "/run/jobsvc/shutdown"  # there from before the first scope is stopped (jobsvc-shutdown.service)
+
+NEVER_BEGUN: Final = "never begun"
+FIRST_PEER: Final = 0.05  # seconds to wait for jobsvcd before PAM, so that it hears of the pid
+PATIENCE: Final = 60.0  # seconds for anybody to connect at all
+NUDGE: Final = 0.003  # seconds between two nudges to followers
+HURRY_KILL: Final = 0.7  # seconds: SIGTERM to the supervisor means be done within two
+HURRY_END: Final = 1.7
+REAP_WITHIN: Final = 5.0  # seconds for a main process that was killed
+LAST_WORDS: Final = 1.0  # seconds for peers to come and hear the end
+
+
+class Supervisor:
+    """One run, from its request to its report. Methods are in the order in which things happen."""
+
+    def __init__(self, directory: str, listener: _socket.socket, main: MainProcess) -> None:
+        self.directory = directory
+        self.main = main
+        self.request = Request.read(f"{directory}/request")
+        self.record = Record(self.request, main.pid)
+        self.facts = self.record.facts
+        self.events = loop.Loop()
+        self.peers = Peers(self.events, listener, Orders(self))
+        self.sender = native.Sender(self.events, NAMESPACE, self.room, self.sent)
+        self.story = Story(self.request, self.sender)
+        self.beginning = Beginning(self.request, main)
+        self.early_go: str | None = None
+        self.warden: Warden | None = None
+        self.closing: Closing | None = None
+        self.on_disk = False
+        self.end_by: float | None = None
+        self.nudged = 0.0
+        self.told = 0  # bytes of output of which everybody knows
+
+    def run(self) -> None:
+        """The whole life."""
+        self.events.on_term(self.hurry)
+        self.events.at("patience", loop.now() + PATIENCE, self.nobody)
+        self.main.watch_end(self.events, self.main_ended)
+        try:
+            self.prepare()
+        except StartError as error:
+            self.fail(error)
+        while self.record.phase is not Phase.CLOSED:
+            self.events.turn()
+        until = loop.now() + LAST_WORDS
+        while not (self.peers.met and self.peers.all_told()) and loop.now() < until:
+            self.events.turn(until)
+        self.events.turn(0)  # what a peer sent meanwhile unread would reach it as a reset
+        self.main.reap(REAP_WITHIN)
+        if self.request.script is not None:
+            script.remove(self.directory)
+        report.clear(self.directory, keep=not self.on_disk)
+        self.beginning.close_session()
+
+    def ask(self, question: Callable[[], None], whom: str) -> None:
+        """NSS and PAM may hang, and nothing can interrupt them: then this is all there is of the run."""
+        seconds = self.request.start_timeout_usec / 1e6
+
+        def overdue() -> None:
+            self.fail(StartError("start", f"{whom} did not answer within {seconds:g} s (StartTimeoutSec=)"))
+            self.main.signal(signal.SIGKILL)
+            os._exit(1)
+
+        linux.set_alarm(seconds, overdue)
+        try:
+            question()
+        finally:
+            linux.set_alarm(0, None)
+
+    def prepare(self) -> None:
+        """Whom to run as, and what the limits are about."""
+        self.ask(self.beginning.look_up, "the user database (NSS)")
+        wanted = loop.READ if self.request.io_paths else loop.HUNG_UP
+        self.events.watch(self.main.gate.fileno(), wanted, self.hear_gate)
+        if not self.request.io_paths:
+            self.hold()
+
+    def hear_gate(self, _events: int = 0) -> None:
+        """Devices before the barrier; after it files, exec or a failed step."""
+        over = self.main.listen()
+        if not over and self.main.devices and self.record.phase is Phase.PREPARING:
+            try:
+                self.record.io_devices = self.beginning.resolve()
+                self.events.watch(self.main.gate.fileno(), loop.HUNG_UP, self.hear_gate)
+                self.hold()
+            except StartError as error:
+                self.fail(error)
+        elif over and not self.main.gate_closed:
+            self.main.close_gate(self.events)
+            self.facts.failure = self.facts.failure or self.main.failure
+            if self.main.executing:
+                self.started()
+
+    def hold(self) -> None:
+        """The process waits at the barrier: time for PAM, while PID 1 makes the scope."""
+        self.record.phase = Phase.HELD
+        devices = self.record.io_devices
+        self.peers.tell(control.pack("held", main_pid=self.main.pid, io_devices=devices))
+        if self.request.pam != "no":
+            until = loop.now() + FIRST_PEER
+            while not self.peers.met and loop.now() < until:
+                self.events.turn(until)
+        if self.record.phase is Phase.HELD:
+            self.ask(self.beginning.open_session, "PAM (/etc/pam.d/jobsvc)")
+            if self.early_go is not None:
+                self.go(self.early_go)
+
+    def go(self, control_group: str) -> None:
+        """The scope is there and its limits are in force: open the barrier."""
+        if self.record.phase is not Phase.HELD:
+            return
+        if self.beginning.gifts is None:
+            self.early_go = control_group
+            return
+        try:
+            scope = self.beginning.release(self.events, CGROUPS, control_group, self.directory)
+        except StartError as error:
+            self.fail(error)
+            return
+        present = loop.now()
+        self.record.begun = True
+        self.record.phase = Phase.RUNNING
+        self.record.clock.begin(present)
+        self.events.cancel("patience")
+        self.warden = Warden(self.events, self.record, self.directory, self.main, scope, self.finish, self.paused)
+        self.warden.begin()
+
+    def paused(self, on: bool) -> None:
+        self.peers.tell(control.pack("paused" if on else "resumed"))
+
+    def started(self) -> None:
+        """exec succeeded: from here on there is output."""
+        self.record.started_usec = realtime_usec()
+        self.story.started(self.main.pid)
+        account = self.beginning.account
+        terminal = self.beginning.terminal
+        stdout = self.main.stdout if terminal is None else terminal.master
+        pump = Pump(self.events, self.request, stdout, self.main.stderr, terminal is not None)
+        self.record.pump = pump
+        if self.beginning.files is not None and self.main.files:
+            pump.tee(self.beginning.files)
+        who = native.credentials(self.main.pid, account.uid, account.gid)
+        assert self.warden is not None
+        # Nobody has the pipes open: the job is about to end, and its cgroup is gone soon after.
+        pump.begin(self.sender, who, self.warden.note_usage)
+        self.peers.tell(control.pack("started", started_usec=self.record.started_usec))
+
+    def main_ended(self, _events: int = 0) -> None:
+        """It is a zombie now, and stays one until journald has its output."""
+        status = self.main.ended()
+        if status is None:
+            return
+        self.events.forget(self.main.fd)
+        self.hear_gate()
+        self.facts.status = status
+        self.facts.shutdown = os.path.exists(SHUTDOWN)
+        self.record.rusage = self.main.usage()
+        if self.warden is not None:
+            self.warden.main_ended()
+        else:
+            self.fail(StartError("barrier", "the process was killed before the job began"))
+
+    def nobody(self) -> None:
+        """Nobody is there to say go: somebody may queue the run again."""
+        if not self.record.begun and not self.record.over and not self.peers.all:
+            self.fail(StartError("barrier", NEVER_BEGUN))
+
+    def call_off(self, reason: str) -> None:
+        """Asked to stop before there was anything to stop."""
+        self.facts.stop = reason
+        self.finish()
+
+    def fail(self, failure: StartError) -> None:
+        """The job cannot be begun."""
+        if self.facts.failure is None:
+            self.facts.failure = failure
+        self.finish()
+
+    def finish(self) -> None:
+        """Everything of the run has ended: the last output; files are waited for, though not long."""
+        if self.record.over:
+            return
+        self.record.note_end(loop.now())
+        if not self.record.begun:
+            self.main.close_gate(self.events)
+            self.main.signal(signal.SIGKILL)  # it may hang where it looks for the disk of a path
+        pump, files = self.record.pump, self.beginning.files
+        if pump is not None:
+            pump.finish()
+        if self.beginning.terminal is not None:
+            self.beginning.terminal.close()
+        if files is None or pump is None or pump.files is None:
+            if files is not None:
+                files.discard()
+            self.conclude()
+            return
+        files.finish(self.conclude)
+        if self.end_by is not None:
+            files.hurry(self.end_by)
+
+    def conclude(self) -> None:
+        """The verdict, the report."""
+        facts = self.record.end()
+        self.record.phase = Phase.ENDED
+        if facts["reason"] != NEVER_BEGUN:
+            self.story.finished(facts)
+            self.story.end_of_output(facts)
+        self.write_report()
+        self.peers.tell(control.pack("ended", report=facts))
+        self.closing = Closing(self.events, self.sender, self.closed)
+        if self.end_by is not None:
+            self.closing.hurry(self.end_by)
+        self.closing.check()
+
+    def write_report(self) -> None:
+        assert self.record.report is not None
+        run = os.path.basename(self.directory)
+        try:
+            self.on_disk = report.write(REPORTS, self.directory, run, self.record.report)
+        except OSError as error:
+            # Nowhere to write: peers hear it, and the journal has the finished event.
+            sys.stderr.write(f"jobsvc: no report of {run}: {error}\n")
+            sys.stderr.flush()
+
+    def closed(self) -> None:
+        """journald has processed the output, or is not going to."""
+        lost: list[list[str | int]] = [list(output) for output in self.sender.unsent()]
+        if lost and self.record.report is not None:
+            self.record.undelivered = self.record.report["undelivered"] = lost
+            self.write_report()
+        self.record.phase = Phase.CLOSED
+        self.nudge()
+        self.peers.tell(control.pack("closed", undelivered=self.record.undelivered))
+
+    def hurry(self) -> None:
+        """SIGTERM: the machine goes down, or somebody wants us gone."""
+        self.end_by = loop.now() + HURRY_END
+        if self.closing is not None:
+            self.closing.hurry(loop.now())
+        elif self.record.over:
+            assert self.beginning.files is not None
+            self.beginning.files.hurry(loop.now() + HURRY_KILL)
+        elif self.warden is not None:
+            self.warden.stop("the supervisor was told to end", HURRY_KILL)
+        else:
+            self.fail(StartError("barrier", NEVER_BEGUN))
+
+    # The journal's side: room for more, bytes handed over.
+
+    def room(self) -> None:
+        if self.closing is not None:
+            self.closing.check()
+        elif self.record.pump is not None:
+            self.record.pump.resume()
+
+    def sent(self, output: native.Range) -> None:
+        assert self.record.pump is not None
+        self.record.pump.sent(output)
+        if self.request.output_step and sum(self.record.sent()) >= self.told + self.request.output_step:
+            self.told = sum(self.record.sent())
+            self.peers.count()
+        self.events.at("nudge", max(loop.now(), self.nudged + NUDGE), self.nudge)
+
+    def nudge(self) -> None:
+        self.nudged = loop.now()
+        self.peers.nudge()
