@@ -1,0 +1,172 @@
+"""A private bus with the real service on it; polkit, systemd and the launcher are played."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobsvc import bus, service
+from jobsvc.authority import Authority
+from jobsvc.callers import Caller, Callers
+from jobsvc.config import Config
+from jobsvc.errors import AccessDenied, Internal
+from jobsvc.journal_events import Events
+from jobsvc.logs import Logs
+from jobsvc.manager import Manager
+from jobsvc.model import User
+from jobsvc.service import Service
+from jobsvc.store import Store
+from jobsvc.userdb import Account
+
+CONFIG = """<busconfig>
+ <type>system</type>
+ <listen>unix:path={path}</listen>
+ <auth>EXTERNAL</auth>
+ <policy context="default">
+  <allow user="*"/><allow own="*"/>
+  <allow send_type="method_call"/><allow send_type="signal"/>
+  <allow send_requested_reply="true" send_type="method_return"/><allow send_requested_reply="true" send_type="error"/>
+  <allow receive_type="method_call"/><allow receive_type="method_return"/>
+  <allow receive_type="error"/><allow receive_type="signal"/>
+ </policy>
+</busconfig>
+"""
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a dbus-daemon of our own."""
+    folder = tmp_path_factory.mktemp("bus")
+    (folder / "bus.conf").write_text(CONFIG.format(path=folder / "bus"))
+    command = ["dbus-daemon", f"--config-file={folder / 'bus.conf'}", "--nofork", "--print-address"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout
+        daemon.stdout.readline()
+        yield f"unix:path={folder / 'bus'}"
+        daemon.terminate()
+
+
+class Polkit:
+    """Says yes or no to everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.says = True
+        self.denied: set[str] = set()  # also if it says yes
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    async def check(self, caller: Caller, action: str, details: dict[str, str], interactive: bool) -> None:
+        self.asked.append((str(action), details))
+        if not self.says or str(action) in self.denied:
+            raise AccessDenied(f"polkit does not allow {action}")
+
+
+class Systemd:
+    remembers_memory_peak = True
+
+    async def stop(self, unit: str, seconds: float | None) -> None: ...
+
+
+class Launcher:
+    """Nothing starts here."""
+
+    async def launch(self, run: str, stdin: int | None) -> int:
+        raise Internal("nothing starts here")
+
+
+class House:
+    """The service and a client of it."""
+
+    def __init__(self, address: str, door: Service, client: bus.Bus, polkit: Polkit) -> None:
+        self.address, self.door, self.client, self.polkit = address, door, client, polkit
+        desk = door.desk
+        self.manager, self.callers, self.authority = desk.manager, desk.callers, desk.authority
+
+    async def call(self, member: str, signature: str = "", *body: Any, path: str = service.ROOT) -> list[Any]:
+        name = member if "." in member else f"{service.MANAGER}.{member}"
+        return await self.client.ask("org.jobsvc1", path, name, signature, body, timeout=20)
+
+
+def pretend(house: House, name: str = "mallory", uid: int = 4242) -> None:
+    """Have the caller be somebody else than root."""
+    caller = User(uid, name)
+
+    async def account(uid: int) -> Account:
+        return Account(caller, caller.uid, "/", frozenset({caller.uid}))
+
+    ask = house.callers._users.account
+
+    async def named(who: int | str, asker: int) -> Account:
+        return await account(uid) if who in (uid, name) else await ask(who, asker)
+
+    house.callers._uids[house.client.unique_name] = uid
+    house.callers.account = account  # type: ignore[method-assign]
+    house.callers._users.account = named  # type: ignore[method-assign]
+
+
+@contextlib.asynccontextmanager
+async def another(house: House) -> AsyncIterator[Callable[..., Awaitable[list[Any]]]]:
+    """A second connection of whoever the first one is of, and its calls."""
+    client = await bus.Bus(house.address).open()
+    house.callers._uids[client.unique_name] = house.callers._uids[house.client.unique_name]
+
+    async def call(member: str, signature: str = "", *body: Any) -> list[Any]:
+        return await client.ask("org.jobsvc1", service.ROOT, f"{service.MANAGER}.{member}", signature, body, timeout=20)
+
+    try:
+        yield call
+    finally:
+        client.disconnect()
+
+
+Scenario = Callable[[House], Awaitable[None]]
+
+
+@pytest.fixture(name="house")
+def house_fixture(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scenario], None]:
+    """Runs a scenario against the service on the private bus; its queue stays shut."""
+    from jobsvc import ending, rundir
+
+    for module, name in ((ending, "REPORTS"), (rundir, "RUNS")):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(module, name, tmp_path / name)
+
+    @contextlib.asynccontextmanager
+    async def open_house() -> AsyncIterator[House]:
+        public = await bus.Bus(address, fds=True, cap=service.cap).open()
+        client = await bus.Bus(address, addressed=True).open()
+        callers = Callers(public)
+        config = Config()
+        polkit = Polkit()
+        store = Store(tmp_path / "jobs.db")
+        events = Events(str(tmp_path / "no-journal"))
+        jobs = Manager(config, store, Systemd(), Launcher(), events)  # type: ignore[arg-type]
+        authority = Authority(polkit, callers, config)  # type: ignore[arg-type]
+        logs = Logs()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                door = Service(public, callers, authority, jobs, logs, tasks)
+                await public.match("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''")
+                await public.own("org.jobsvc1")
+                yield House(address, door, client, polkit)
+                door.close()
+                await jobs.close()
+        finally:
+            logs.close()
+            store.close()
+            client.disconnect()
+            public.disconnect()
+
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            async with open_house() as opened:
+                await scenario(opened)
+
+        asyncio.run(main())
+
+    return run

@@ -1,0 +1,1 @@
+"""Throwaway Debian machines to build, install and try jobsvc in. Root's; standard library only."""

@@ -1,0 +1,31 @@
+"""`make bench`: tests/bench in a machine of its own, as root, with the package and its rivals."""
+
+import io
+import sys
+import tarfile
+
+from machine import build
+from machine.host import DEFAULT_SUITE, TREE, HostError, need
+from machine.nspawn import installed
+
+_PLACE = "/usr/local/lib/jobsvc-bench"
+
+
+def main(argv: list[str]) -> int:
+    """Run the directory tests/bench there with these arguments."""
+    need("mmdebstrap", "systemd-nspawn", "unshare", "git")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(TREE / "tests" / "bench", arcname=".")
+    with installed(DEFAULT_SUITE, build.package(DEFAULT_SUITE)) as machine:
+        machine.run("mkdir", _PLACE)
+        machine.run("tar", "xf", "-", "-C", _PLACE, input=packed.getvalue())
+        with machine.popen("python3", _PLACE, *argv, stdout=None, stderr=None) as process:
+            return process.wait()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HostError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,79 @@
+"""Where the kernel holds limits: they hold and are measured."""
+
+from typing import Any
+
+from story import inside, jobctl, status
+
+from machine.vm import VM
+
+MB = 1_000_000
+
+
+def run_all(specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run these jobs one after the other; the status and the output of each."""
+    bus = Bus()  # noqa: F821
+    told = []
+    for spec in specs:
+        typed = {"ay": bytes, "a(st)": lambda pairs: [tuple(pair) for pair in pairs]}
+        keys = {name: (kind, typed.get(kind, lambda same: same)(value)) for name, (kind, value) in spec.items()}
+        job, _ = bus.call("Start", "a{sv}", keys)
+        end = bus.until_ended(job, timeout=100)[job]
+        facts = {
+            name: end.get(name) for name in ("State", "Result", "ExitCode", "Signal", "Reason", "LimitsNotInForce")
+        }
+        usage = {name: value for name, (_, value) in end["Usage"].items()}
+        seconds = (end["FinishedTimestamp"] - end.get("StartedTimestamp", end["FinishedTimestamp"])) / 1e6
+        told.append({**facts, **usage, "Seconds": seconds, "Text": bus.logs(job).decode()})
+    return told
+
+
+def spec(*command: str, **keys: list[Any]) -> dict[str, Any]:
+    return {"Command": ["as", list(command)], **keys}
+
+
+def test_limits_hold_and_what_was_used_is_known(vm: VM) -> None:
+    vm.run("sh", "-c", "head -c 12M /dev/urandom > /var/tmp/big && sync", timeout=60)
+    spin = spec("sh", "-c", "while :; do :; done", CPUQuotaPerSecUSec=["t", 200_000], RuntimeMaxUSec=["t", 8 * MB])
+    read = ["dd", "if=/var/tmp/big", "of=/dev/null", "bs=1M", "iflag=direct"]
+    slow = spec(*read, IOReadBandwidthMax=["a(st)", [["/", 2 * MB]]])
+    fork = "i=0; while sleep 60 & do i=$((i+1)); echo $i; done"
+    hold = spec("sh", "-c", "x=$(head -c 20000000 /dev/zero | tr '\\0' x); sleep 2.5", MemoryMax=["t", 256 * MB])
+    cpu, io, tasks, peak = inside(
+        vm, run_all, [spin, slow, spec("sh", "-c", fork, TasksMax=["t", 10]), hold], timeout=200
+    )
+    assert all(one["LimitsNotInForce"] == [] for one in (cpu, io, tasks, peak))
+
+    assert cpu["Result"] == "timeout"
+    assert abs(cpu["CPUUsageNSec"] / 1e9 / cpu["Seconds"] - 0.20) <= 0.04, cpu
+
+    assert io["Result"] == "success", io
+    assert abs((12 << 20) / MB / io["Seconds"] - 2) <= 0.4, io
+    assert io["IOReadBytes"] >= 12 << 20
+
+    assert tasks["Text"].split()[:9] == [str(i) for i in range(1, 10)]
+    assert "fork" in tasks["Text"]
+    assert "\n10\n" not in tasks["Text"]
+
+    assert peak["Result"] == "success"
+    assert 20 * MB <= peak["MemoryPeak"] <= 256 * MB
+    assert peak["CPUUsageNSec"] > 0
+
+
+def test_a_job_out_of_memory_says_so(vm: VM) -> None:
+    done = jobctl(vm, "run", "--memory", "64M", "--", "tail", "/dev/zero", timeout=100)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (137, b"", 1), done
+    assert b"out of memory" in done.stderr
+    told = status(vm)
+    assert (told["state"], told["result"], told["signal"]) == ("failed", "oom-kill", 9)
+    assert "memory" in told["reason"]
+    assert told["limits"]["memory_max"] == 64 << 20
+
+
+def test_a_limit_that_cannot_be_set_keeps_the_job_from_starting(vm: VM) -> None:
+    cpus = spec("touch", "/var/tmp/began", AllowedCPUs=["ay", [0] * 7 + [128]])
+    disk = spec("touch", "/var/tmp/began", IOReadBandwidthMax=["a(st)", [["/proc", MB]]])
+    told = inside(vm, run_all, [cpus, disk], timeout=100)
+    assert [(one["State"], one["Result"]) for one in told] == [("failed", "start-failed")] * 2
+    assert "AllowedCPUs" in told[0]["Reason"]
+    assert "/proc" in told[1]["Reason"]
+    assert not vm.exists("/var/tmp/began")

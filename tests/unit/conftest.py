@@ -1,0 +1,41 @@
+"""Fixtures for the clients' tests: a private bus, the service played on it, and jobctl run against it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from fake_service import FakeService, Jobctl, private_bus
+
+
+@pytest.fixture(scope="session")
+def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a private bus."""
+    with private_bus(tmp_path_factory.mktemp("bus")) as address:
+        yield address
+
+
+@pytest.fixture
+def service(bus: str) -> Iterator[FakeService]:
+    """org.jobsvc1 on the private bus."""
+    fake = FakeService(bus)
+    yield fake
+    fake.held.set()
+    fake.leave()
+
+
+@pytest.fixture
+def jobctl(bus: str) -> Jobctl:
+    """jobctl as a process of its own, talking to the private bus."""
+    return Jobctl(bus)
+
+
+@pytest.fixture
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time is UTC."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()

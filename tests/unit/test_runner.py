@@ -1,0 +1,266 @@
+"""jobsvcd's side of a run, against supervisors of this release and of the one before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobsvc import control, ending, launch, model, rundir, spec, systemd
+from jobsvc.config import Config
+from jobsvc.errors import InvalidSpec, WrongState
+from jobsvc.live import Live
+from jobsvc.model import Finished, Job, Queued, Result, Run, Running, Starting, Stopping, User
+from jobsvc.runner import CALLED_OFF, Runner
+
+
+class Wire:
+    """A connection on which everything is kept that goes down it."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, data: bytes, fds: list[int] | None = None) -> None:
+        self.sent.append(json.loads(data))
+
+
+class Owner:
+    """A manager that keeps what it is told, beside a PID 1 that does what it is asked."""
+
+    def __init__(self) -> None:
+        self.systemd = self.launcher = self
+        self.remembers_memory_peak = True
+        self.config = Config()
+        self.held_off: list[float] = []
+        self.did: list[str] = []
+
+    def change(self, job: Job, transition: Callable[[Job], Job]) -> Job:
+        self.live.job = transition(job)
+        return self.live.job
+
+    def after_flush(self, action: Callable[[], None]) -> None:
+        action()
+
+    def hold_off(self, seconds: float) -> None:
+        self.held_off.append(seconds)
+
+    def output_left(self, owner: int) -> int:
+        return spec.INFINITY
+
+    async def launch(self, key: str, stdin: int | None) -> int:
+        raise launch.LauncherGone("it hangs")
+
+    async def usage(self, unit: str) -> dict[str, Any]:
+        self.did.append("usage")
+        return {}
+
+    async def thaw(self, unit: str) -> None:
+        self.did.append("thaw")
+
+    async def stop(self, unit: str, seconds: float | None) -> None:
+        self.did.append("stop")
+
+    def release(self, unit: str) -> None:
+        self.did.append("release")
+
+    async def limits(self, unit: str, names: Any) -> dict[str, Any]:
+        return {}
+
+    async def set_limits(self, unit: str, limits: dict[str, Any]) -> None:
+        raise systemd.ScopeError("no")
+
+    live: Live
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((ending, "REPORTS"), (rundir, "RUNS")):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(module, name, tmp_path / name)
+
+
+def owned(phase: model.Phase) -> tuple[Runner, Owner]:
+    owner = Owner()
+    one, _ = runner()
+    job = one.job
+    owner.live = one.live
+    one._owner = owner  # type: ignore[assignment]
+    owner.live.job = replace(job, run=replace(job.run, phase=phase))
+    return one, owner
+
+
+def runner(*can: str) -> tuple[Runner, Wire]:
+    alice = User(1000, "alice")
+    wanted = {"Command": ["true"], "TimeoutStopUSec": 1}
+    job = Job(
+        id="0" * 16, owner=alice, user=alice, gid=1000, spec=wanted, created_at=1, request="", run=Run(1, Running())
+    )
+    one, wire = Runner(None, Live(job)), Wire()  # type: ignore[arg-type]
+    one._packets, one._go, one._can = wire, True, frozenset(can)  # type: ignore[assignment]
+    return one, wire
+
+
+def test_a_supervisor_of_the_release_before_is_not_asked_what_it_does_not_know() -> None:
+    one, wire = runner()
+    with pytest.raises(WrongState, match="older release"):
+        asyncio.run(one.ask("pause"))
+    one.thaw()
+    assert wire.sent == []
+
+
+def test_an_answer_goes_to_who_asked() -> None:
+    one, wire = runner("ask")
+
+    async def converse() -> list[Any]:
+        asked = [asyncio.create_task(one.ask(what)) for what in ("pause", "resolve", "dance")]
+        while len(wire.sent) < 3:
+            await asyncio.sleep(0)
+        numbers = [packet["ask"] for packet in wire.sent]
+        await one._take({"type": "answer", "ask": 0, "error": "nobody asked"})
+        await one._take({"type": "answer", "ask": numbers[2], "error": "cannot"})
+        await one._take({"type": "answer", "ask": numbers[1], "error": "", "io_devices": {}})
+        await one._take({"type": "answer", "ask": numbers[0], "error": ""})
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    pause, resolve, dance = asyncio.run(converse())
+    assert (pause["error"], resolve["io_devices"]) == ("", {})
+    assert isinstance(dance, WrongState)
+    assert "cannot" in str(dance)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "limits", "wrong"),
+    [
+        ("memory.max", "max", {"MemoryMax": systemd.UNSET}, []),
+        ("memory.max", "4096", {"MemoryMax": systemd.UNSET}, ["MemoryMax"]),
+        ("cpu.max", "max 100000", {"CPUQuotaPerSecUSec": systemd.UNSET}, []),
+        ("nothing", "", {"TasksMax": systemd.UNSET}, []),
+        ("nothing", "", {"TasksMax": 5}, ["TasksMax"]),
+        ("nothing", "", {"IOReadBandwidthMax": []}, []),
+        ("io.max", "8:0 rbps=5 wbps=max", {"IOReadBandwidthMax": [["/dev/block/8:0", 5]]}, []),
+        ("io.max", "", {"IOReadBandwidthMax": [["/dev/block/8:0", 5]]}, ["IOReadBandwidthMax"]),
+    ],
+)
+def test_what_is_lifted_has_to_be_lifted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, limits: dict[str, Any], wrong: list[str]
+) -> None:
+    monkeypatch.setattr(systemd, "CGROUPS", tmp_path)
+    (tmp_path / file).write_text(text)
+    assert [name for name, _ in systemd.not_in_force("/", limits)] == wrong
+
+
+@pytest.mark.parametrize(
+    ("spec", "version"),
+    [
+        ({"Command": ["true"]}, 1),
+        ({"Command": ["true"], "PrivateTmp": False}, 1),
+        ({"Script": b"true"}, 2),
+        ({"Command": ["true"], "Pty": True}, 2),
+        ({"Command": ["true"], "ReadOnlyRoot": True}, 2),
+        ({"Command": ["true"], "NoNewPrivileges": True}, 2),
+    ],
+)
+def test_a_supervisor_of_the_release_before_refuses_what_it_would_leave_out(spec: dict[str, Any], version: int) -> None:
+    alice = User(1000, "alice")
+    whole = {"TimeoutStopUSec": 1, **spec}
+    job = Job(id="0" * 16, owner=alice, user=alice, gid=1, spec=whole, created_at=1, request="", run=Run(1, Running()))
+    request = rundir.build(job, Config(), sample_memory=False)
+    assert request["version"] == version
+    assert control.parse(json.dumps(request).encode())["id"] == job.id
+
+
+def test_the_name_of_an_output_file_is_filled_in_for_the_run() -> None:
+    alice = User(1000, "alice")
+    whole: dict[str, Any] = {"TimeoutStopUSec": 1, "Command": ["true"], "Name": "a/..%j", "ArrayId": "x1"}
+    whole |= {"StandardOutput": "append:/o/%x-%j-%r-%u-%A-%a-100%%a", "ArrayIndex": 7}
+    job = Job(id="0" * 16, owner=alice, user=alice, gid=1, spec=whole, created_at=1, request="", run=Run(3, Running()))
+    request = rundir.build(job, Config(), sample_memory=False)
+    assert request["standard_output"] == f"append:/o/a_..%j-{'0' * 16}-3-alice-x1-7-100%a"
+    assert request["standard_error"] is None
+    before = replace(job, spec={"TimeoutStopUSec": 1, "Command": ["true"], "StandardError": "append:/o/%q%"})
+    assert rundir.build(before, Config(), sample_memory=False)["standard_error"] == "append:/o/%q%"
+
+
+def test_a_run_that_jobs_db_does_not_know_is_what_its_request_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rundir, "RUNS", tmp_path)
+    alice = User(1000, "alice")
+    spec = {"Script": b"#!/bin/cat\n\xff", "Arguments": ["a"], "PrivateTmp": True, "Pty": True, "TimeoutStopUSec": 1}
+    job = Job(id="0" * 16, owner=alice, user=alice, gid=1, spec=spec, created_at=1, request="", run=Run(1, Running()))
+    rundir.write(job.key, rundir.build(job, Config(), sample_memory=False))
+    found = rundir.recover(job.key)
+    assert found is not None
+    assert found.spec.items() >= spec.items()
+
+
+@pytest.mark.parametrize(("adopted", "held_off"), [(False, 1), (True, 0)])
+def test_what_goes_back_to_the_queue_does_not_go_in_circles(files: None, adopted: bool, held_off: int) -> None:
+    one, owner = owned(Starting())
+    one._again, one._adopted = True, adopted
+    asyncio.run(one._settle())
+    assert isinstance(one.job.run.phase, Queued)
+    assert len(owner.held_off) == held_off
+
+
+def test_what_is_stopped_while_the_launcher_hangs_was_stopped(files: None) -> None:
+    one, owner = owned(Stopping("enough"))
+    asyncio.run(one.begin(None))
+    end = one.job.run.phase
+    assert isinstance(end, Finished)
+    assert (end.result, end.reason) == (Result.STOPPED, CALLED_OFF)
+
+
+def test_a_scope_is_let_go_as_soon_as_its_usage_is_known() -> None:
+    one, owner = owned(Running())
+    one._unit_is_ours = True
+    report = {"begun": True, "result": "success", "finished_usec": 1}
+    asyncio.run(one._ended(report))
+    assert owner.did == ["usage", "release"]
+    one.release()
+    assert owner.did == ["usage", "release"]
+
+
+def test_what_a_supervisor_does_not_stop_in_time_systemd_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobsvc.runner.STOP_GRACE", 0)
+    one, owner = owned(Stopping("enough"))
+
+    async def scenario() -> None:
+        one.stop("enough")
+        async with asyncio.timeout(10):
+            while owner.did != ["thaw", "stop"]:
+                await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+def test_bounds_are_as_they_were_when_a_limit_cannot_be_put_in_force() -> None:
+    one, owner = owned(Running())
+    one.live.job = replace(one.job, run=replace(one.job.run, control_group="/none"))
+    one._can = frozenset(["ask"])
+    wire = one._packets
+    assert isinstance(wire, Wire)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(one.set({"RuntimeMaxUSec": 5, "TasksMax": 9}))
+        while not wire.sent:
+            await asyncio.sleep(0)
+        await one._take({"type": "answer", "ask": wire.sent[0]["ask"], "error": ""})
+        with pytest.raises(InvalidSpec, match="systemd refuses"):
+            await task
+
+    asyncio.run(scenario())
+    assert [packet["runtime_max_usec"] for packet in wire.sent] == [5, None]
+
+
+def test_a_limit_is_not_touched_when_bounds_cannot_be_changed() -> None:
+    one, owner = owned(Running())
+    with pytest.raises(WrongState, match="older release"):
+        asyncio.run(one.set({"RuntimeMaxUSec": 5, "TasksMax": 9}))
