@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import image
+from machine import cgroups, image
 from machine.host import HostError, asks_systemd, say
 
 # The image's own programs by their full path: what we enter must not depend on our PATH.
@@ -123,6 +123,7 @@ class Machine(Guest):
         self.place = place or image.scratch(suite)
         self._layer = image.Layer(image.base(suite), self.place)
         self.root = self._layer.root
+        self.name = f"jobsvc-{self.place.name}".replace("_", "-").rstrip("-")
         self.leader: int | None = None
         self._nspawn: subprocess.Popen[bytes] | None = None
 
@@ -131,9 +132,8 @@ class Machine(Guest):
     def boot(self, timeout: float = 60) -> None:
         """Start it and wait until it is up."""
         self._layer.mount()
-        name = f"jobsvc-{self.suite}-{os.path.basename(self.place)}"[:60].replace("_", "-")
         argv = ["/usr/bin/systemd-nspawn", "--quiet", "-D", str(self.root), "--boot"]
-        argv += ["--register=no", "--private-network", f"--machine={name.rstrip('-')}"]
+        argv += ["--register=no", "--private-network", f"--machine={self.name}"]
         argv += ["--link-journal=no", "--resolv-conf=off", "--timezone=off"]
         if not asks_systemd():
             # Nobody to ask for a unit of its own: it stays where we are.
@@ -147,7 +147,7 @@ class Machine(Guest):
                 stderr=console,
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
                 start_new_session=True,
-                preexec_fn=_own_cgroup(name),
+                preexec_fn=cgroups.joining(self.name),
             )
         (self.place / "nspawn.pid").write_text(str(self._nspawn.pid))
         self._reach(timeout)
@@ -210,6 +210,7 @@ class Machine(Guest):
         self._nspawn = None
         self.leader = None
         (self.place / "nspawn.pid").unlink(missing_ok=True)
+        cgroups.remove(self.name)
 
     def remove(self) -> None:
         """Kill it and forget everything."""
@@ -329,20 +330,6 @@ def _only_child(pid: int) -> int | None:
     except OSError:
         pass
     return None
-
-
-def _own_cgroup(name: str) -> Callable[[], None] | None:
-    """On a unified host without systemd each machine needs a cgroup of its own to split."""
-    top = Path("/sys/fs/cgroup")
-    if asks_systemd() or not (top / "cgroup.controllers").exists():
-        return None
-    place = top / name
-    place.mkdir(exist_ok=True)
-
-    def join() -> None:
-        (place / "cgroup.procs").write_text("0")
-
-    return join
 
 
 @contextlib.contextmanager

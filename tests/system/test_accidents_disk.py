@@ -25,11 +25,13 @@ def disk(machine: Machine) -> Iterator[Machine]:
     """A disk of its own for the state, small enough to fill."""
     service(machine, "stop")
     machine.run("mount", "-t", "tmpfs", "-o", "size=12m,mode=700", "jobsvc-story", STATE)
-    service(machine, "start")
-    yield machine
-    machine.run("rm", "-f", f"{STATE}/fill", CONFIG)
-    service(machine, "stop")
-    machine.run("umount", STATE)
+    try:
+        service(machine, "start")
+        yield machine
+        machine.run("rm", "-f", f"{STATE}/fill", CONFIG)
+        service(machine, "stop")
+    finally:
+        machine.run("umount", "--lazy", STATE)
     service(machine, "start")
 
 

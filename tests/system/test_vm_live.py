@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from story import inside, start
+from story import in_state, inside, start
 
 from machine.vm import VM
 
@@ -46,6 +46,7 @@ def test_live_limits_are_in_force(vm: VM) -> None:
         },
         {"AllowedCPUs": ["ay", [0] * 7 + [128]], "MemoryMax": ["t", 100 * MB]},
     ]
+    in_state(vm, job, "running")  # before that it has used nothing
     slow, fast, refused = inside(vm, change, job, steps, timeout=100)
     assert slow[0] == "", slow
     assert 0.1 <= slow[1] <= 0.3, slow
