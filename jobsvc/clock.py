@@ -1,6 +1,13 @@
-"""How long a run has run: monotonic time less the time it was paused."""
+"""What time it is, and how long a run has run: monotonic time less the time it was paused."""
 
 from __future__ import annotations
+
+import time
+
+
+def realtime_usec() -> int:
+    """µs since the epoch."""
+    return time.time_ns() // 1000
 
 
 class RunClock:

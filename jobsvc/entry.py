@@ -8,8 +8,8 @@ import os
 import sys
 
 from jobsvc import control, linux, report, supervisor
+from jobsvc.clock import realtime_usec
 from jobsvc.process import MainProcess
-from jobsvc.record import realtime_usec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ import os
 import secrets
 import socket
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from jobsvc import changes, ending, formats, hooks, model, rundir, spec
+from jobsvc.allowance import Allowance
 from jobsvc.chunks import Missing
+from jobsvc.clock import realtime_usec
+from jobsvc.commits import Commits
 from jobsvc.config import Config
 from jobsvc.errors import Internal, InvalidSpec, Maintenance, NoSuchJob, WrongState
 from jobsvc.history import History
@@ -33,26 +35,16 @@ from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
 from jobsvc.live import Live
 from jobsvc.model import Finished, Job, Paused, Queued, Run, Running, Starting, State, Stopping
+from jobsvc.reconcile import reconcile
 from jobsvc.roster import Roster
 from jobsvc.runner import Runner
-from jobsvc.share import Budget
-from jobsvc.store import NotRecorded, Store, pack_spec
+from jobsvc.store import Store, pack_spec
 from jobsvc.systemd import ScopeError, Systemd
 from jobsvc.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
 
-FLUSH_WITHIN = 0.01  # seconds
-FLUSH_AGAIN = 2.0
-SYNC_WITHIN = 0.1
 MAINTENANCE = "maintenance"
-HOUR = 3600 * 1_000_000  # µs
-DAY = 24 * HOUR
-
-
-def now() -> int:
-    """µs since the epoch."""
-    return time.time_ns() // 1000
 
 
 def boot_id() -> str:
@@ -81,15 +73,13 @@ class Manager:
         self.boot_id = boot_id()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stdin: dict[str, int] = {}
-        self._output = Budget()
-        self._flush: asyncio.TimerHandle | None = None
-        self._after_flush: list[Callable[[], None]] = []
-        self._syncing: asyncio.TimerHandle | None = None
+        self.allowance = Allowance(lambda: self.config, self._cut_output)
+        self.commits = Commits(store, self.hold_off)
         self.maintenance = store.fact(MAINTENANCE) == "on"
-        self._turnstile = Turnstile(self.roster, now, lambda: self.config, self._begin, self._shut)
+        self._turnstile = Turnstile(self.roster, realtime_usec, lambda: self.config, self._begin, self._shut)
         self._ended: deque[Job] = deque()
         self._settling = False
-        self.history = History(self, now)
+        self.history = History(self, realtime_usec)
 
     # Looking up
 
@@ -130,7 +120,7 @@ class Manager:
 
     def accept(self, jobs: list[Job], digests: list[str], stdin: int | None = None) -> list[str]:
         """Take new jobs, all or none; their ids, or those of the jobs their RequestIds stand for already."""
-        plan = self._intake.plan(jobs, digests, self.config, now())
+        plan = self._intake.plan(jobs, digests, self.config, realtime_usec())
         if plan.fresh:
             self._not_in_maintenance()
         try:
@@ -147,13 +137,13 @@ class Manager:
             self._replace(old.id, new_id, requests[new_id])
         for job_id, other in plan.broken:
             if job_id in self.jobs:
-                self._dependency_ended(self.jobs[job_id], other)
+                self.dependency_ended(self.jobs[job_id], other)
         self.admit()
         return plan.ids
 
     def _enter(self, job: Job) -> None:
         """A new job, noted, takes its place."""
-        self._place(job)
+        self.place(job)
         self.events.queued(job)
         self._tell(None, job)
 
@@ -181,17 +171,17 @@ class Manager:
             if current is None and not self.knows(job.id):
                 return new  # removed meanwhile: nothing of it is to come back
             self.store.put_run(new)  # an earlier run, or one of a finished job: its last facts
-            self._flush_soon()
+            self.commits.soon()
             self._show(new)
             return new
-        following = None if isinstance(job.run.phase, Stopping) else model.retry(new, now())
+        following = None if isinstance(job.run.phase, Stopping) else model.retry(new, realtime_usec())
         if following:
             self._over(new)
             self.store.put_run(new)
             new = following
         new = self.store.put(new)
-        self._flush_soon()
-        self._place(new)
+        self.commits.soon()
+        self.place(new)
         self._show(new)
         if new.run.finished:
             self._finished(job, new)
@@ -200,7 +190,7 @@ class Manager:
             if following:
                 self.events.queued(new)
             elif isinstance(new.run.phase, Queued):
-                self._mind_stdin(new)
+                self.mind_stdin(new)
             elif isinstance(new.run.phase, Running):
                 self._drop_stdin(new.id)
         if isinstance(job.run.phase, Starting) or isinstance(new.run.phase, Queued | Finished):
@@ -220,48 +210,22 @@ class Manager:
             live.job = job
             live.notify()
 
-    def _place(self, job: Job) -> None:
-        self.roster.put(job, now())
+    def place(self, job: Job) -> None:
+        self.roster.put(job, realtime_usec())
         (self._paused.add if isinstance(job.run.phase, Paused) else self._paused.discard)(job.id)
         self.hold_shutdown()
 
-    def output_left(self, owner: int) -> int:
-        """How many bytes of output the jobs of this owner may still write today; root's are not counted."""
-        if not owner:
-            return spec.INFINITY
-        return max(0, self.config.max_output_per_user - self._output.had(owner, time.monotonic()))
-
-    def wrote(self, job: Job, count: int, *, by_then: bool = False) -> None:
-        """A run's output has come so far; `by_then` if it had when we took it up.
-
-        What a run wrote that is older than a day is not to count as written now.
-        """
-        if not (owner := job.owner.uid):
-            return
-        if by_then and (job.run.started_at or 0) < now() - DAY:
-            self._output.pass_over(job.key, count)
-        else:
-            self._output.count(job.key, owner, count, time.monotonic())
-        if not self.output_left(owner):
-            for runner in self.runners.values():
-                if runner.job.owner.uid == owner:
-                    runner.cut_output()
-
-    async def _count_output(self) -> None:
-        """What was written in the last day, in earlier lives of the service."""
-        present, uptime = now(), time.monotonic()
-        for owner, hour, count in await self.store.wrote_since(present - DAY):
-            age = max(0, present // HOUR - hour) * HOUR
-            self._output.add(owner, count, uptime - age / 1_000_000)
+    def _cut_output(self, owner: int) -> None:
+        """Its jobs have written what they may."""
+        for runner in self.runners.values():
+            if runner.job.owner.uid == owner:
+                runner.cut_output()
 
     def _over(self, job: Job) -> None:
         """The run has ended: nobody waits for more of it than its supervisor still has."""
         self._show(job)
         self._drop_stdin(job.id)
-        cut = sum(end - begin for _, begin, end, why in job.run.missing if why == "cut")  # the journal has not got it
-        wrote = (job.run.stdout_bytes or 0) + (job.run.stderr_bytes or 0)
-        self._output.count(job.key, job.owner.uid, wrote - cut, time.monotonic())
-        self._output.close(job.key)
+        self.allowance.ended(job)
         if job.key not in self.runners and (live := self._lives.pop(job.key, None)):
             live.closed = True
             live.notify()
@@ -273,10 +237,12 @@ class Manager:
             waits, broken = self._intake.waits_again(new)
             again = self._line_up(new, old.run.phase.again, waits)
             if broken:
-                self._cancel(again, f"job {broken.id}, on which it depends, is {broken.state}")
+                self.cancel(again, f"job {broken.id}, on which it depends, is {broken.state}")
             return
         # Noted in one transaction with the end that they follow, they follow it once.
-        follow = [self.store.put(job) for job in hooks.after(new, self.config, now(), lambda: self._began(new))]
+        follow = [
+            self.store.put(job) for job in hooks.after(new, self.config, realtime_usec(), lambda: self._began(new))
+        ]
         self._tell(old, new)
         for job in follow:
             self._enter(job)
@@ -298,24 +264,24 @@ class Manager:
             while self._ended:
                 ended = self._ended.popleft()
                 for waiting in self.roster.dependents(ended.id):
-                    self._dependency_ended(waiting, ended)
+                    self.dependency_ended(waiting, ended)
         finally:
             self._settling = False
 
-    def _dependency_ended(self, job: Job, other: Job) -> None:
-        self.change(job, lambda job: model.dependency_ended(job, other, now()))
+    def dependency_ended(self, job: Job, other: Job) -> None:
+        self.change(job, lambda job: model.dependency_ended(job, other, realtime_usec()))
 
     def _line_up(self, job: Job, request_id: str, waits: model.Waits) -> Job:
         """A further run of a finished job."""
-        new = self.store.put(model.restart(job, request_id, now(), waits))
-        self._flush_soon()
-        self._place(new)
+        new = self.store.put(model.restart(job, request_id, realtime_usec(), waits))
+        self.commits.soon()
+        self.place(new)
         self.events.queued(new)
         self._tell(job, new)
         return new
 
-    def _cancel(self, job: Job, reason: str) -> None:
-        self.change(job, lambda job: model.finish(job, Finished(model.Result.CANCELED, now(), reason)))
+    def cancel(self, job: Job, reason: str) -> None:
+        self.change(job, lambda job: model.finish(job, Finished(model.Result.CANCELED, realtime_usec(), reason)))
 
     def note_missing(self, live: Live, gaps: Iterable[Missing]) -> None:
         """A reader of a run that is over did not find these: the status counts them from now on."""
@@ -326,53 +292,6 @@ class Manager:
             if run and (missing := ending.with_lost(run.missing, lost)) != run.missing:
                 log.warning("output of run %s is missing: %s", job.key, ", ".join(map(formats.show, lost)))
                 self.change(replace(job, run=run), lambda job: replace(job, run=replace(job.run, missing=missing)))
-
-    def flush(self) -> None:
-        """Commit what was noted, then let go of what it replaces (reports)."""
-        if self._flush:
-            self._flush.cancel()
-            self._flush = None
-        try:
-            self.store.flush()
-        except sqlite3.Error as error:  # it stays noted, the reports stay where they are
-            log.error("nothing can be recorded in jobs.db: %s", error)
-            self.store.examine(error)
-            self.hold_off(2 * FLUSH_AGAIN)
-            self._flush = asyncio.get_running_loop().call_later(FLUSH_AGAIN, self.flush)
-            return
-        if self._syncing is None:
-            self._syncing = asyncio.get_running_loop().call_later(SYNC_WITHIN, self._sync_now)
-        done, self._after_flush = self._after_flush, []
-        for action in done:
-            try:
-                action()
-            except OSError as error:
-                log.error("a run's files stay: %s", error)
-
-    async def sync(self) -> None:
-        """What is noted so far will outlive a power cut."""
-        await self.store.sync()
-
-    def _sync_now(self) -> None:
-        """Also what nobody waits for, as the end of a run: the kernel would take half a minute."""
-        self._syncing = None
-
-        async def sync() -> None:
-            with contextlib.suppress(NotRecorded):  # the next flush tries again, and says so
-                await self.store.sync()
-
-        task = asyncio.create_task(sync(), name="sync")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def after_flush(self, action: Callable[[], None]) -> None:
-        self._after_flush.append(action)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        """Commit what the next moments bring, together. A crash before it finds files that say the same."""
-        if self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(FLUSH_WITHIN, self.flush)
 
     # Running
 
@@ -389,7 +308,7 @@ class Manager:
         self._turnstile.hold_off(seconds)
 
     def _begin(self, job: Job) -> None:
-        self._drive(self.change(job, lambda job: model.begin(job, self.boot_id)), adopt=False)
+        self.drive(self.change(job, lambda job: model.begin(job, self.boot_id)), adopt=False)
 
     def _shut(self) -> str | None:
         """Why nothing may begin."""
@@ -411,7 +330,7 @@ class Manager:
                 runner.thaw()
         self.admit()  # it may have been called off
 
-    def _drive(self, job: Job, adopt: bool) -> None:
+    def drive(self, job: Job, *, adopt: bool) -> None:
         runner = self.runners[job.key] = Runner(self, self._lives.setdefault(job.key, Live(job)))
         stdin = self._stdin.get(job.id)
         task = asyncio.create_task(self._run(runner, stdin, adopt), name=job.key)
@@ -442,10 +361,10 @@ class Manager:
             else:
                 return
 
-    def _mind_stdin(self, job: Job) -> None:
+    def mind_stdin(self, job: Job) -> None:
         """What waits again has its place in the queue, unless its input went with our last life."""
         if job.spec.get("StandardInput") and job.id not in self._stdin:
-            self._cancel(job, "the service was restarted: its standard input is gone")
+            self.cancel(job, "the service was restarted: its standard input is gone")
 
     def _drop_stdin(self, job_id: str) -> None:
         if (stdin := self._stdin.pop(job_id, None)) is not None:
@@ -455,7 +374,7 @@ class Manager:
 
     def stop(self, job: Job, reason: str, request_id: str) -> Job:
         """Ask for the end of a job: a queued one is canceled, a running one gets TERM and, in time, KILL."""
-        new = self.change(job, lambda job: model.stop(job, reason, now()))
+        new = self.change(job, lambda job: model.stop(job, reason, realtime_usec()))
         self.events.stop_requested(new, request_id)
         if runner := self.runners.get(new.key):
             runner.stop(reason)
@@ -474,13 +393,13 @@ class Manager:
             new = self._line_up(job, request_id, waits)
             self.admit()
             return new.run.number
-        new = self.change(job, lambda job: model.restart(job, request_id, now()))
+        new = self.change(job, lambda job: model.restart(job, request_id, realtime_usec()))
         if isinstance(new.run.phase, Queued):
             return new.run.number
         self.events.stop_requested(new, request_id)
         if runner := self.runners.get(new.key):
             # If nobody remembers that it is wanted again, it must not be stopped either.
-            self.after_flush(lambda: runner.stop("restart"))
+            self.commits.then(lambda: runner.stop("restart"))
         return new.run.number + 1
 
     def hold(self, job: Job) -> None:
@@ -563,7 +482,7 @@ class Manager:
         jobs = list(jobs)
         for job in jobs:
             self.removable(job)
-        self.store.remove((job.id for job in jobs), now())
+        self.store.remove((job.id for job in jobs), realtime_usec())
         for job in jobs:
             with contextlib.suppress(OSError):
                 rundir.forget(job.key)
@@ -581,65 +500,10 @@ class Manager:
 
     async def reconcile(self) -> None:
         """Take up every run that an earlier life left unfinished, then open the queue."""
-        await self._count_output()
-        for job in self.store.unfinished():  # one by one: they may be many
-            self._place(job)
-        for job in list(self.jobs.values()):
-            self._take_up(job)
-        for job in [job for job in self.jobs.values() if job.run.waiting_for]:
-            self._catch_up(job)
-        for key in {*ending.keys(), *rundir.keys()} - set(self.runners):
-            self._take_back(key)
+        await self.allowance.recall(self.store)
+        reconcile(self)
         self._turnstile.open = True
         self.admit()
-
-    def _take_back(self, key: str) -> None:
-        """Files of a run that is no unfinished one of the store."""
-        job_id, _, number = key.partition("-")
-        job = self._look(job_id)
-        wanted = rundir.supervised(key) or ending.read(key) is not None
-        if wanted and job and (run := self.store.run(job_id, int(number))):
-            self._drive(replace(job, run=run), adopt=True)  # its end is noted; what its last words are is not
-            return
-        job = rundir.recover(key) if wanted and job is None else None
-        if job is None:
-            log.info("run %s is over and recorded: its files go", key)
-            ending.discard(key)
-            rundir.discard(key)
-            return
-        log.error("run %s is not in jobs.db; it is taken over as its request describes it", key)
-        job = self.store.put(job)
-        self._place(job)
-        self._drive(job, adopt=True)
-
-    def _take_up(self, job: Job) -> None:
-        """Files are the truth: a run directory or a report means that the run was launched, whatever we noted."""
-        here = rundir.path(job.key).is_dir()
-        facts = ending.read(job.key)
-        if isinstance(job.run.phase, Queued):
-            if not here and facts is None:
-                self._mind_stdin(job)
-                return
-            job = self.change(job, lambda job: model.begin(job, self.boot_id))
-        elif isinstance(job.run.phase, Starting) and not here and facts is None and job.run.boot_id == self.boot_id:
-            self.change(job, lambda job: model.requeue(job, ""))
-            return
-        elif facts is None and not here and job.run.boot_id != self.boot_id:
-            reason = "the machine went down without a shutdown; how it ended is not known"
-            end = Finished(model.Result.LOST, now(), reason)
-            self.change(job, lambda job: model.finish(job, end))
-            return
-        self._drive(job, adopt=True)
-
-    def _catch_up(self, job: Job) -> None:
-        """What ended without our seeing it."""
-        for other_id, _ in job.run.waiting_for:
-            if other_id in self.jobs or job.id not in self.jobs:
-                continue
-            if other := self.store.get(other_id):
-                self._dependency_ended(self.jobs[job.id], other)
-            else:
-                self._cancel(self.jobs[job.id], f"job {other_id}, on which it depends, is not there any more")
 
     async def drain(self, seconds: float) -> None:
         """At the end of our life: wait for the reports of the runs that are ending; at shutdown that is all."""
@@ -654,9 +518,7 @@ class Manager:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.flush()
-        if self._syncing:
-            self._syncing.cancel()
+        await self.commits.close()
 
 
 def new_id() -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import enum
 import os
-import time
 
 from jobsvc import control, verdict
-from jobsvc.clock import RunClock
+from jobsvc.clock import RunClock, realtime_usec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,10 +29,6 @@ class Phase(enum.StrEnum):
     STOPPING = "stopping"
     ENDED = "ended"
     CLOSED = "closed"
-
-
-def realtime_usec() -> int:
-    return time.time_ns() // 1000
 
 
 class Record:

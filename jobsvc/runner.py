@@ -11,12 +11,14 @@ import contextlib
 import itertools
 import logging
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
 from jobsvc import control, ending, launch, model, rundir, spec, systemd
+from jobsvc.allowance import Allowance
+from jobsvc.clock import realtime_usec
+from jobsvc.commits import Commits
 from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec, JobsvcError, WrongState
 from jobsvc.live import Live
@@ -48,13 +50,11 @@ class Owner(Protocol):
     config: Config
     systemd: Systemd
     launcher: launch.Launcher
+    allowance: Allowance
+    commits: Commits
 
     def change(self, job: Job, transition: Callable[[Job], Job]) -> Job: ...
-    def output_left(self, owner: int) -> int: ...
-    def wrote(self, job: Job, count: int, *, by_then: bool = False) -> None: ...
-    def after_flush(self, action: Callable[[], None]) -> None: ...
     def hold_off(self, seconds: float) -> None: ...
-    async def sync(self) -> None: ...
 
 
 class Runner:
@@ -226,7 +226,7 @@ class Runner:
         problem, gone = "its supervisor ended before the run began", False
         try:
             request = rundir.build(self.job, self._owner.config, sample)
-            left = self._owner.output_left(self.job.owner.uid)
+            left = self._owner.allowance.left(self.job.owner.uid)
             if left != spec.INFINITY:
                 request["log_size_max"] = min(left, left if (own := request["log_size_max"]) is None else own)
                 request |= {"output_left": left, "output_step": min(max(left // SHARES, LEAST_STEP), LARGEST_STEP)}
@@ -353,14 +353,14 @@ class Runner:
     def _count(self, packet: dict[str, Any], *, by_then: bool = False) -> None:
         self.live.count(packet.get("stdout") or 0, packet.get("stderr") or 0)
         if not self.job.run.finished:
-            self._owner.wrote(self.job, self.live.stdout + self.live.stderr, by_then=by_then)
+            self._owner.allowance.wrote(self.job, self.live.stdout + self.live.stderr, by_then=by_then)
 
     async def _admit(self, packet: dict[str, Any]) -> None:
         """The main process waits at its barrier: put it into its scope, see that the limits hold, go."""
         pid, self._devices = packet["main_pid"], packet.get("io_devices") or {}
         limits = _limits(self.job.spec, self._devices)
         # That it is about to begin has to outlive a power cut, or it would begin again after it.
-        noted = asyncio.ensure_future(self._owner.sync())
+        noted = asyncio.ensure_future(self._owner.commits.sync())
         try:
             await self._owner.systemd.start_scope(self.job.unit, pid, _properties(self.job, limits))
             self._unit_is_ours = True
@@ -415,7 +415,7 @@ class Runner:
             usage = await self._owner.systemd.usage(self.job.unit)
         self.release()
         self.live.count(facts.get("stdout_bytes") or 0, facts.get("stderr_bytes") or 0)
-        self._change(lambda job: ending.take(job, facts, usage, _now()))
+        self._change(lambda job: ending.take(job, facts, usage, realtime_usec()))
 
     def release(self) -> None:
         """What systemd knew of the scope is known."""
@@ -452,7 +452,7 @@ class Runner:
             self._change(lambda job: model.requeue(job, "the service was restarted before it began"))
             return
         self.live.closed = True
-        self._owner.after_flush(lambda: _discard(self.key))
+        self._owner.commits.then(lambda: _discard(self.key))
         self.live.notify()
 
     async def _end_scope(self) -> None:
@@ -464,7 +464,7 @@ class Runner:
         await pid_1.stop(unit, self._stop_within())
 
     def _finish(self, result: Result, reason: str) -> None:
-        end = Finished(result, at=_now(), reason=reason)
+        end = Finished(result, at=realtime_usec(), reason=reason)
         self._change(lambda job: model.finish(job, end, stdout_bytes=self.live.stdout, stderr_bytes=self.live.stderr))
         self.live.closed = True
 
@@ -474,11 +474,6 @@ class Runner:
     def _change(self, transition: Callable[[Job], Job]) -> None:
         """Apply to our own run, the job itself may have moved on; our view of it is kept up to date."""
         self._owner.change(self.job, transition)
-
-
-def _now() -> int:
-    """µs since the epoch."""
-    return time.time_ns() // 1000
 
 
 def _discard(key: str) -> None:

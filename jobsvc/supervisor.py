@@ -13,12 +13,13 @@ import sys
 
 from jobsvc import control, linux, loop, native, report, script
 from jobsvc.beginning import Beginning
+from jobsvc.clock import realtime_usec
 from jobsvc.closing import Closing
 from jobsvc.orders import Orders
 from jobsvc.peers import Peers
 from jobsvc.process import MainProcess
 from jobsvc.pump import Pump
-from jobsvc.record import Phase, Record, realtime_usec
+from jobsvc.record import Phase, Record
 from jobsvc.request import Request
 from jobsvc.story import Story
 from jobsvc.verdict import StartError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 
 from jobsvc import loop, report
+from jobsvc.clock import realtime_usec
 from jobsvc.descent import Descent
 from jobsvc.freezer import Freezer
-from jobsvc.record import Phase, realtime_usec
+from jobsvc.record import Phase
 from jobsvc.request import FOREVER
 
 TYPE_CHECKING = False

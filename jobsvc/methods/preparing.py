@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from jobsvc import hooks, manager, sandbox, spec, systemd
 from jobsvc.authority import complete
+from jobsvc.clock import realtime_usec
 from jobsvc.errors import InvalidSpec, NoSuchJob
 from jobsvc.interface import Request
 from jobsvc.methods.desk import Desk
@@ -36,7 +37,7 @@ class Preparing:
             user=subject.account.user,
             gid=subject.gid,
             spec=values,
-            created_at=manager.now(),
+            created_at=realtime_usec(),
             request=values.get("RequestId", self._request.id),
             run=manager.first_run(),
             root_allowed=subject.account.user.uid == 0,

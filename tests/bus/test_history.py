@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -41,8 +42,8 @@ async def finished(house: House, count: int, at: Callable[[int], int], spec: Any
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """The wall clock and the uptime of the manager, in µs."""
     times = {"now": NOW, "uptime": 0}
-    monkeypatch.setattr(manager, "now", lambda: times["now"])
-    monkeypatch.setattr(manager.time, "clock_gettime_ns", lambda which: times["uptime"] * 1000)
+    monkeypatch.setattr(manager, "realtime_usec", lambda: times["now"])
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda which: times["uptime"] * 1000)
     return times
 
 
@@ -166,7 +167,7 @@ def test_what_follows_a_job_is_noted_with_its_end_and_follows_it_once(house: Run
         (job_id,) = await finished(house, 1, lambda number: NOW)
         with contextlib.closing(Store(house.manager.store._path)) as other:  # as the next life would find it
             assert [job.state for job in other.search(Filter(), 9)] == ["queued"]
-        house.manager.flush()
+        house.manager.commits.flush()
         (hook,) = house.manager.jobs.values()
         with contextlib.closing(Store(house.manager.store._path)) as other:
             assert [job.id for job in other.search(Filter(), 9)] == [hook.id, job_id]

@@ -603,7 +603,7 @@ def test_what_waits_is_taken_up_by_the_next_life_of_the_service(house: Run, tmp_
         }
         end(house, waits["retry 1 of 3 at"], Result.SIGNAL)
         places = {one.id: one.run.place for one in house.manager.jobs.values()}
-        house.manager.flush()
+        house.manager.commits.flush()
         store = Store(tmp_path / "jobs.db")
         old = house.manager
         new = Manager(old.config, store, old.systemd, old.launcher, old.events)

@@ -35,7 +35,7 @@ async def settled(house: House) -> None:
     """Until all that was taken up has been seen through."""
     await house.manager.reconcile()
     await asyncio.gather(*house.manager._tasks)
-    house.manager.flush()
+    house.manager.commits.flush()
 
 
 def test_what_a_supervisor_said_after_our_end_is_taken_in_once(house: Run) -> None:
@@ -71,7 +71,7 @@ def test_the_last_words_of_a_removed_job_are_not_kept(house: Run) -> None:
         job = await finished(house)
         await house.call("Remove", "sa{sv}", job.id, {})
         house.manager.change(job, lambda job: ending.undelivered(job, [["stdout", 0, 5]]))
-        house.manager.flush()
+        house.manager.commits.flush()
         assert house.manager.store.run(job.id, 1) is None
 
     house(scenario)

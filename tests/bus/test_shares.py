@@ -19,10 +19,10 @@ from house import House, Scenario, another, pretend
 from jobsvc import model, service
 from jobsvc.bus import BusError
 from jobsvc.callers import Caller
+from jobsvc.clock import realtime_usec
 from jobsvc.config import Config
 from jobsvc.errors import AccessDenied, InteractiveAuthorizationRequired, Quota
 from jobsvc.live import Live
-from jobsvc.manager import now
 from jobsvc.model import Finished, Result, Running, User
 from jobsvc.polkit import SHOWN, Action, Polkit, showable
 from jobsvc.runner import Runner
@@ -66,12 +66,12 @@ def test_what_waits_is_bounded_by_user(house: Run, bounds: dict[str, int], spec:
 def test_what_a_user_writes_in_a_day_is_bounded(house: Run) -> None:
     async def scenario(house: House) -> None:
         bound(house, max_output_per_user=1000)
-        house.manager._output.add(4242, 400, time.monotonic())
-        assert house.manager.output_left(4242) == 600
-        house.manager._output.add(4242, 4000, time.monotonic())
-        assert house.manager.output_left(4242) == 0
-        assert house.manager.output_left(4243) == 1000
-        assert house.manager.output_left(0) > 2**60
+        house.manager.allowance._had.add(4242, 400, time.monotonic())
+        assert house.manager.allowance.left(4242) == 600
+        house.manager.allowance._had.add(4242, 4000, time.monotonic())
+        assert house.manager.allowance.left(4242) == 0
+        assert house.manager.allowance.left(4243) == 1000
+        assert house.manager.allowance.left(0) > 2**60
 
     house(scenario)
 
@@ -91,7 +91,7 @@ def test_who_has_written_enough_is_cut_while_it_runs(house: Run) -> None:
         for number in (600, 300, 600):  # newest wins
             await first._take({"type": "offsets", "stdout": number, "stderr": 0})
         await other._take({"type": "offsets", "stdout": 900, "stderr": 0})
-        assert house.manager.output_left(4242) == 400
+        assert house.manager.allowance.left(4242) == 400
         assert [runner._packets.sent for runner in runners] == [[], [], []]  # type: ignore[union-attr]
         await second._take({"type": "offsets", "stdout": 0, "stderr": 400})
         await second._take({"type": "offsets", "stdout": 0, "stderr": 500})
@@ -122,20 +122,22 @@ def test_what_was_written_before_a_restart_counts(house: Run) -> None:
         pretend(house)
         for age, wrote in ((1, 200), (23, 300), (30, 400)):
             job_id, _ = await house.call("Start", "a{sv}", TRUE)
-            end = Finished(Result.SUCCESS, at=now() - age * hour)
+            end = Finished(Result.SUCCESS, at=realtime_usec() - age * hour)
             missing = (("stdout", 50, 100, "cut"), ("stdout", 0, 20, "lost"))
             facts = {"stdout_bytes": wrote - 10, "stderr_bytes": 10, "missing": missing}
             job = house.manager.change(
                 house.manager.jobs[job_id], lambda job, end=end, facts=facts: model.finish(job, end, **facts)
             )
-        house.manager._output = Budget()
+        house.manager.allowance._had = Budget()
         await house.manager.reconcile()
-        assert house.manager.output_left(4242) == 1000 - (200 - 50) - (300 - 50)
-        old, young = (replace(job.run, number=n, phase=Running(), started_at=now() - n * hour) for n in (30, 2))
-        house.manager.wrote(replace(job, run=old), 5000, by_then=True)
-        house.manager.wrote(replace(job, run=old), 5100)
-        house.manager.wrote(replace(job, run=young), 40, by_then=True)
-        assert house.manager.output_left(4242) == 1000 - (200 - 50) - (300 - 50) - 100 - 40
+        assert house.manager.allowance.left(4242) == 1000 - (200 - 50) - (300 - 50)
+        old, young = (
+            replace(job.run, number=n, phase=Running(), started_at=realtime_usec() - n * hour) for n in (30, 2)
+        )
+        house.manager.allowance.wrote(replace(job, run=old), 5000, by_then=True)
+        house.manager.allowance.wrote(replace(job, run=old), 5100)
+        house.manager.allowance.wrote(replace(job, run=young), 40, by_then=True)
+        assert house.manager.allowance.left(4242) == 1000 - (200 - 50) - (300 - 50) - 100 - 40
 
     house(scenario)
 

@@ -35,7 +35,7 @@ class Owner:
     """A manager that keeps what it is told, beside a PID 1 that does what it is asked."""
 
     def __init__(self) -> None:
-        self.systemd = self.launcher = self
+        self.systemd = self.launcher = self.allowance = self.commits = self
         self.remembers_memory_peak = True
         self.config = Config()
         self.held_off: list[float] = []
@@ -45,13 +45,13 @@ class Owner:
         self.live.job = transition(job)
         return self.live.job
 
-    def after_flush(self, action: Callable[[], None]) -> None:
+    def then(self, action: Callable[[], None]) -> None:
         action()
 
     def hold_off(self, seconds: float) -> None:
         self.held_off.append(seconds)
 
-    def output_left(self, owner: int) -> int:
+    def left(self, owner: int) -> int:
         return spec.INFINITY
 
     async def launch(self, key: str, stdin: int | None) -> int:
