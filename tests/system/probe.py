@@ -245,9 +245,8 @@ def main_pid(unit: str) -> int | None:
     """The process of a service that has but one, for root: its control group says sooner than systemctl."""
     try:
         with open(f"/sys/fs/cgroup/system.slice/{unit}/cgroup.procs") as procs:
-            # A host without cgroups for each machine has the others' in there, too: they are nobody, 0.
-            return next((pid for pid in map(int, procs) if pid), None)
-    except FileNotFoundError:
+            return next(map(int, procs), None)
+    except OSError:  # there is no such file, or none any more
         return None
 
 
