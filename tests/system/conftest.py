@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from story import assert_nothing_left
 
 from machine import build, nspawn
 from machine import vm as vms
@@ -29,6 +30,13 @@ def machine(request: pytest.FixtureRequest, deb: Path) -> Iterator[Machine]:
     """A machine of each suite with the package and alice, bob, carol (viewer), dave (admin)."""
     with nspawn.installed(request.param, deb) as machine:
         yield machine
+
+
+@pytest.fixture
+def nothing_left(machine: Machine) -> Iterator[None]:
+    """After the test: no job, no scope, no run directory, and nothing that surprised the service."""
+    yield
+    assert_nothing_left(machine)
 
 
 @pytest.fixture(scope="session", params=_SUITES)

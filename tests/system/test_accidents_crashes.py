@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, code, inside, systemctl
+from story import code, inside, systemctl
 
 from machine.nspawn import Machine
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 KILLS = 201
 DROP_IN = "/run/systemd/system/jobsvc.service.d/story.conf"
@@ -20,12 +21,6 @@ i=0
 while [ $i -lt {lines} ]; do i=$((i+1)); echo "out {number} $i"; echo "err {number} $i" >&2; sleep 0.{pause}; done
 exit {code}
 """
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def kill_often(times: int, longest: float, seed: int) -> None:

@@ -5,19 +5,15 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from story import assert_nothing_left, ended, in_state, inside, jobctl, service, start, status, systemctl
+from story import ended, in_state, inside, jobctl, service, start, status, systemctl
 
 from machine.nspawn import Machine
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 STATE = "/var/lib/jobsvc"
 CONFIG = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
 GATED = "exec 3<>{gate}; echo in; read x <&3; echo out; exit {code}"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 @pytest.fixture

@@ -5,23 +5,18 @@ import contextlib
 import json
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, ended, in_state, inside, jobctl, service, start, status, systemctl
+from story import ended, in_state, inside, jobctl, service, start, status, systemctl
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 JOURNALD = "systemd-journald@jobsvc.service"
 DROP_IN = "/etc/systemd/journald@jobsvc.conf.d/90-story.conf"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def lines(count: int) -> bytes:

@@ -1,19 +1,13 @@
 """A machine that is shut down: every running job has its true end and its last words, every waiting one its turn."""
 
-from collections.abc import Iterator
-
 import pytest
-from story import assert_nothing_left, ended, in_state, inside, jobctl, start, status
+from story import ended, in_state, inside, jobctl, start, status
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 ON = "echo on; while :; do sleep 0.1; done"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def until_on(jobs: list[str]) -> None:

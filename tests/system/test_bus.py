@@ -2,21 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, ended, inside, jobctl, service
+from story import ended, inside, jobctl, service
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 CALL = ("busctl", "--json=short", "call", "--", "org.jobsvc1", "/org/jobsvc1", "org.jobsvc1.Manager")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def busctl(machine: Machine, *argv: str, user: str = "alice") -> Any:

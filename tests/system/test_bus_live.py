@@ -1,20 +1,15 @@
 """org.jobsvc1 while jobs run: news by waiting and by signals, many calls at once, nothing that piles up."""
 
 import re
-from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, inside, jobctl
+from story import inside, jobctl
 
 from machine.nspawn import Machine
 
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def test_read_logs_waits_for_news_and_goes_on_from_there(machine: Machine) -> None:

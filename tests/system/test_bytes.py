@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, ended, follow, inside, jobctl, line, start, status
+from story import ended, follow, inside, jobctl, line, start, status
 
 from machine.nspawn import Machine
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 PLACE = "/var/tmp/story"
 # What two files are copied from, to standard output and to standard error.
@@ -29,12 +31,6 @@ TEXTS: dict[str, tuple[bytes, bytes]] = {
 }
 LINES = b"".join(b"%d\n" % i for i in range(1, 300_001))
 SLOW_JOURNALD = "strace -qq -f -p {pid} -o /dev/null -e inject=recvmsg:delay_exit=300000"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def digest(data: bytes) -> list[Any]:

@@ -1,23 +1,18 @@
 """How a job ended is told exactly: its exit status, its signal, and who brought it about."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, ended, in_state, inside, jobctl, service, start, status
+from story import ended, in_state, inside, jobctl, service, start, status
 
 from machine.nspawn import Machine
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 CONFIG = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
 HARMLESS = {17, 18, 19, 20, 21, 22, 23, 28}  # CHLD CONT STOP TSTP TTIN TTOU URG WINCH
 DEADLY = [number for number in [*range(1, 32), *range(34, 65)] if number not in HARMLESS]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def ends(commands: list[list[str]]) -> list[list[Any]]:

@@ -1,22 +1,17 @@
 """From inside a job, and with what can be asked of one, nobody gets at root or at anybody else."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, ended, in_state, inside, jobctl, start, status
+from story import ended, in_state, inside, jobctl, start, status
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 SECRET = "s3cr3t-w0rd"
 MEAN = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066\r\nforged\x00".replace("\0", "")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def job(machine: Machine, source: str, *argv: str, user: str = "alice") -> Any:

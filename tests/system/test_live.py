@@ -1,21 +1,16 @@
 """What can be done to a job while it runs: pause and resume it, signal it, change its bounds."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
-from story import assert_nothing_left, ended, in_state, jobctl, service, start, status, systemctl
+from story import ended, in_state, jobctl, service, start, status, systemctl
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done"
 CALL = ("busctl", "call", "org.jobsvc1", "/org/jobsvc1", "org.jobsvc1.Manager")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def call(machine: Machine, member: str, signature: str, *words: str, user: str = "alice") -> str:

@@ -1,21 +1,16 @@
 """Nonsense that programs send: to the bus it is an error with a name, to the journal it is nobody's output."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, ended, inside, jobctl, start, status
+from story import ended, inside, jobctl, start, status
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 MISSING = "0123456789abcdef"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)  # its look at the services' journals included
 
 
 def count(machine: Machine) -> int:

@@ -1,21 +1,15 @@
 """What is in the journal of the jobs is nobody else's to forge, to push out, or to fill up."""
 
-from collections.abc import Iterator
-
 import pytest
-from story import assert_nothing_left, code, ended, inside, jobctl, start, systemctl
+from story import code, ended, inside, jobctl, start, systemctl
 
 from machine.nspawn import Machine
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 CONF = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
 JOURNALD = "systemd-journald@jobsvc.service"
 SMALL = "/etc/systemd/journald@jobsvc.conf.d/90-story.conf"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def doors() -> dict[str, str]:

@@ -1,19 +1,14 @@
 """What needs nobody's leave, what needs an administrator, and that a restart is a start."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, ended, in_state, inside, jobctl, service, start, status
+from story import ended, in_state, inside, jobctl, service, start, status
 
 from machine.nspawn import Machine
 
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def test_an_administrator_may_all_and_owner_and_user_stay_apart(machine: Machine) -> None:

@@ -1,18 +1,13 @@
 """Jobs with a terminal, and who may type into it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, inside, jobctl, start
+from story import inside, jobctl, start
 
 from machine.nspawn import Machine
 
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def converse(shell: list[str], lines: list[str]) -> list[Any]:

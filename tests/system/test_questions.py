@@ -2,22 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, inside, jobctl, start
+from story import inside, jobctl, start
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 MEAN = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\u2066\r\nforged"
 RULES = "/etc/polkit-1/rules.d/10-story.rules"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def asked() -> dict[str, Any]:

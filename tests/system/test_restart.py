@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from story import (
-    assert_nothing_left,
     ended,
     follow,
     in_state,
@@ -24,15 +23,11 @@ from story import (
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 SLOW_COUNT = 'i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo "$i"; sleep 0.1; done; exit 17'
 COUNTED = b"".join(b"%d\n" % i for i in range(1, 41))
 GATED = "exec 3<>{gate}; read x <&3; {end}"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 @pytest.fixture

@@ -1,17 +1,11 @@
 """A sandbox is around the job that asked for it, and the job is still seen to the end as it is."""
 
-from collections.abc import Iterator
-
 import pytest
-from story import assert_nothing_left, ended, in_state, jobctl, start, status
+from story import ended, in_state, jobctl, start, status
 
 from machine.nspawn import Machine
 
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def run(machine: Machine, script: str, *keys: str, user: str = "alice") -> tuple[int, bytes, bytes]:

@@ -6,21 +6,16 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, inside, jobctl, start, status, systemctl
+from story import inside, jobctl, start, status, systemctl
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 CONF = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def test_what_still_exposes_the_service_is_explained_in_its_unit(machine: Machine) -> None:

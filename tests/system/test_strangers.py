@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from story import assert_nothing_left, code, ended, inside, jobctl, start, status
+from story import code, ended, inside, jobctl, start, status
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 SECRET = "s3cr3t-w0rd"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 @pytest.fixture

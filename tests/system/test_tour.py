@@ -1,21 +1,16 @@
 """What somebody does first with jobctl, without any rights, right after apt install."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
-from story import assert_nothing_left, ended, follow, in_state, jobctl, line, start, status
+from story import ended, follow, in_state, jobctl, line, start, status
 
 from machine.nspawn import Machine
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 ARCH = "tar cf - /usr/share | xz -T1 > arch.tar.xz; ls -l arch.tar.xz"
 SLOW = 'exec 3<>gate; for word in one two three; do echo "$word"; read -r _ <&3; done'
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(machine: Machine) -> Iterator[None]:
-    yield
-    assert_nothing_left(machine)
 
 
 def test_run_keeps_the_streams_apart_and_exits_as_the_job(machine: Machine) -> None:
