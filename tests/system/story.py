@@ -75,6 +75,14 @@ def inside(
     return json.loads(done.stdout)
 
 
+def until_on(jobs: list[str]) -> None:
+    """For inside(): the first thing each of these says is that it is on."""
+    bus = Bus()  # noqa: F821
+    for job in jobs:
+        while not bus.logs(job).startswith(b"on\n"):
+            pass
+
+
 def follow(machine: Machine, job: str, *argv: str, user: str = "alice") -> "subprocess.Popen[bytes]":
     """jobctl logs -f, its standard output unbuffered on our side: readline and communicate may be mixed."""
     return machine.popen("jobctl", "logs", "-f", *argv, job, user=user, bufsize=0)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from story import assert_nothing_left, ended, inside, jobctl, start, status
+from story import assert_nothing_left, ended, inside, jobctl, start, status, until_on
 
 from machine.nspawn import Machine
 
@@ -27,12 +27,6 @@ def nothing_left(machine: Machine) -> Iterator[None]:
 
 
 def test_every_way_to_ignore_an_end_ends_within_the_stop_timeout(machine: Machine) -> None:
-    def until_on(jobs: list[str]) -> None:
-        bus = Bus()  # noqa: F821
-        for job in jobs:
-            while not bus.logs(job).startswith(b"on\n"):
-                pass
-
     jobs = {name: start(machine, "--stop-timeout", "1s", "--", "sh", "-c", way) for name, way in WAYS.items()}
     inside(machine, until_on, list(jobs.values()))
     asked = time.monotonic()

@@ -186,10 +186,7 @@ def left(machine: Machine) -> set[str]:
     common += ("/home/", "/root/", "/run/systemd/", "/run/udev/", "/run/user/", "/sys/", "/var/lib/systemd/")
     listed = machine.run("find", "/", "/run", "-xdev", "-printf", "%p\\n", timeout=120).stdout.decode()
     found = {path for path in listed.splitlines() if not path.startswith(common) and "__pycache__" not in path}
-    places = "/run/systemd /var/log /var/lib/systemd /var/cache /tmp"
-    if machine.limits_hold():  # else it may have one tree of control groups with other machines
-        places += " /sys/fs/cgroup"
-    asked = f"find {places} -name '*jobsvc*'"
+    asked = "find /run/systemd /var/log /var/lib/systemd /var/cache /tmp /sys/fs/cgroup -name '*jobsvc*'"
     found |= set(machine.run("sh", "-c", asked, check=False).stdout.decode().splitlines())
     for name in ("passwd", "group", "shadow", "gshadow"):
         found |= {f"{name}: {line}" for line in machine.read(f"/etc/{name}").decode().splitlines()}

@@ -1,20 +1,13 @@
 """A machine that is shut down: every running job has its true end and its last words, every waiting one its turn."""
 
 import pytest
-from story import ended, in_state, inside, jobctl, start, status
+from story import ended, in_state, inside, jobctl, start, status, until_on
 
 from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 ON = "echo on; while :; do sleep 0.1; done"
-
-
-def until_on(jobs: list[str]) -> None:
-    bus = Bus()  # noqa: F821
-    for job in jobs:
-        while bus.logs(job) != b"on\n":
-            pass
 
 
 def test_a_reboot_stops_running_jobs_says_so_and_runs_the_waiting_ones_in_order(machine: Machine) -> None:

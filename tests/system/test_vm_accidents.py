@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from story import ended, in_state, inside, jobctl, start, status
+from story import ended, in_state, inside, jobctl, start, status, until_on
 
 from machine.host import quietly
 from machine.vm import VM
@@ -17,13 +17,6 @@ ON = "echo on; while :; do sleep 0.2; done"
 CONFIG = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
 DAY = 86400
 SYNCED_WITHIN = 10  # seconds: SyncIntervalSec= of the namespace, and some
-
-
-def until_on(jobs: list[str]) -> None:
-    bus = Bus()  # noqa: F821
-    for job in jobs:
-        while bus.logs(job) != b"on\n":
-            pass
 
 
 def until_more(job: str) -> None:
