@@ -86,12 +86,9 @@ class Runner:
     # What the manager asks for
 
     def stop(self, reason: str) -> None:
-        """Pass a stop on. Before the run has begun it begins no more."""
+        """Pass a stop on. Before the run has begun it begins no more; also if we die before we have noted it."""
         self._bound_stop()
-        if self._go:
-            self._send("stop", reason=reason)
-        else:
-            self._send("abort", text=CALLED_OFF)
+        self._send("stop", reason=reason)
 
     def _bound_stop(self) -> None:
         """A supervisor that hangs must not keep alive what was asked to stop."""

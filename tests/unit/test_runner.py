@@ -218,6 +218,23 @@ def test_what_is_stopped_while_the_launcher_hangs_was_stopped(files: None) -> No
     assert (end.result, end.reason) == (Result.STOPPED, CALLED_OFF)
 
 
+def test_a_stop_before_the_beginning_is_known_as_one_to_the_next_life(files: None) -> None:
+    one, _ = owned(Starting())
+    one._packets = wire = Wire()  # type: ignore[assignment]
+
+    async def stop() -> None:
+        one.stop("enough")  # that it is stopping is not yet noted when we are killed
+
+    asyncio.run(stop())
+    assert wire.sent == [{"type": "stop", "reason": "enough"}]
+    report = {"begun": False, "result": "stopped", "reason": "enough", "finished_usec": 1}
+    next_life, _ = owned(Starting())
+    asyncio.run(next_life._ended(report))
+    end = next_life.job.run.phase
+    assert isinstance(end, Finished)
+    assert (end.result, end.reason) == (Result.STOPPED, "enough")
+
+
 def test_a_scope_is_let_go_as_soon_as_its_usage_is_known() -> None:
     one, owner = owned(Running())
     one._unit_is_ours = True
