@@ -15,7 +15,7 @@ _TOP = Path("/sys/fs/cgroup")
 
 
 def joining(name: str) -> Callable[[], None]:
-    """Make the cgroup; what is returned moves the process that calls it there."""
+    """Make the cgroup of the machine of that name; what is returned moves the process that calls it there."""
     places = list(_places(name))
     for place in places:
         place.mkdir(exist_ok=True)
@@ -28,8 +28,10 @@ def joining(name: str) -> Callable[[], None]:
 
 
 def remove(name: str) -> None:
-    """Remove it when the machine is gone."""
+    """Remove it when the machine is gone, and what is left of one whose nspawn was killed."""
     for place in _places(name):
+        with contextlib.suppress(OSError):  # not there, or cgroup v1
+            (place / "cgroup.kill").write_text("1")
         for directory, _, _ in os.walk(place, topdown=False):
             with contextlib.suppress(OSError):  # a last process may be on its way out
                 os.rmdir(directory)
@@ -39,4 +41,4 @@ def _places(name: str) -> Iterator[Path]:
     if not asks_systemd():
         for hierarchy in (_TOP, _TOP / "unified", _TOP / "systemd"):
             if (hierarchy / "cgroup.procs").exists():
-                yield hierarchy / name
+                yield hierarchy / f"jobsvc-{name}"

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from machine import cgroups
 from machine.host import CACHE, TREE, quietly, say
 
 _BASE = [
@@ -192,6 +193,7 @@ def _sweep(place: Path) -> None:
         with contextlib.suppress(OSError):
             if os.fsencode(f"{place}/") in (process / "cmdline").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
+    cgroups.remove(place.name)
     Layer(place, place / "layer").remove()
     Layer(place, place).remove()
 

@@ -123,7 +123,6 @@ class Machine(Guest):
         self.place = place or image.scratch(suite)
         self._layer = image.Layer(image.base(suite), self.place)
         self.root = self._layer.root
-        self.name = f"jobsvc-{self.place.name}".replace("_", "-").rstrip("-")
         self.leader: int | None = None
         self._nspawn: subprocess.Popen[bytes] | None = None
 
@@ -132,8 +131,9 @@ class Machine(Guest):
     def boot(self, timeout: float = 60) -> None:
         """Start it and wait until it is up."""
         self._layer.mount()
+        name = f"jobsvc-{self.place.name}".replace("_", "-").rstrip("-")
         argv = ["/usr/bin/systemd-nspawn", "--quiet", "-D", str(self.root), "--boot"]
-        argv += ["--register=no", "--private-network", f"--machine={self.name}"]
+        argv += ["--register=no", "--private-network", f"--machine={name}"]
         argv += ["--link-journal=no", "--resolv-conf=off", "--timezone=off"]
         if not asks_systemd():
             # Nobody to ask for a unit of its own: it stays where we are.
@@ -147,7 +147,7 @@ class Machine(Guest):
                 stderr=console,
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
                 start_new_session=True,
-                preexec_fn=cgroups.joining(self.name),
+                preexec_fn=cgroups.joining(self.place.name),
             )
         (self.place / "nspawn.pid").write_text(str(self._nspawn.pid))
         self._reach(timeout)
@@ -210,7 +210,7 @@ class Machine(Guest):
         self._nspawn = None
         self.leader = None
         (self.place / "nspawn.pid").unlink(missing_ok=True)
-        cgroups.remove(self.name)
+        cgroups.remove(self.place.name)
 
     def remove(self) -> None:
         """Kill it and forget everything."""
