@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from story import ended, in_state, inside, jobctl, start, status
+from story import ended, in_state, inside, jobctl, service, start, status
 from story import systemctl as control
 from test_restart import exit_codes
 
@@ -16,6 +16,7 @@ from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
+DROP_IN = "/run/systemd/system/jobsvc.service.d/story.conf"
 TIMES = 10  # of each
 DEAF_A_WHILE = "trap 'echo bye; sleep 0.2; exit 7' TERM; echo on; while :; do sleep 0.05; done"
 
@@ -185,6 +186,27 @@ def test_the_bus_dies_and_no_job_notices(machine: Machine) -> None:
     assert [ended(machine, job)["exit_code"] for job in jobs] == [21, 22, 23]
     assert [jobctl(machine, "logs", job).stdout for job in jobs] == [b"in\nout\n"] * 3
     assert jobctl(machine, "run", "--", "sh", "-c", "exit 4").returncode == 4
+
+
+def test_a_service_that_hangs_is_replaced_and_no_job_notices(machine: Machine) -> None:
+    machine.run("sh", "-c", "rm -f gate; mkfifo gate", user="alice")
+    machine.write(DROP_IN, "[Service]\nWatchdogSec=2s\n")
+    control(machine, "daemon-reload")
+    service(machine, "restart")
+    try:
+        job = start(machine, "--", "sh", "-c", "exec 3<>gate; echo in; read x <&3; echo out; exit 21")
+        in_state(machine, job, "running")
+        hung = control(machine, "show", "-P", "MainPID", "jobsvc.service")
+        machine.run("kill", "-STOP", hung)
+        machine.run("sh", "-c", "echo >gate", user="alice")  # it ends while nobody looks
+        told = ended(machine, job, timeout=120)
+        assert (told["result"], told["exit_code"], told["run"]) == ("exit-code", 21, 1)
+        assert jobctl(machine, "logs", job).stdout == b"in\nout\n"
+        assert control(machine, "show", "-P", "MainPID", "jobsvc.service") != hung
+    finally:
+        machine.run("rm", DROP_IN)
+        control(machine, "daemon-reload")
+        service(machine, "restart")
 
 
 def test_who_gets_the_number_of_a_deleted_user_gets_nothing_else(machine: Machine) -> None:

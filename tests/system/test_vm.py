@@ -1,8 +1,10 @@
 """Where the kernel holds limits: they hold and are measured."""
 
+import time
 from typing import Any
 
-from story import inside, jobctl, status
+import pytest
+from story import inside, jobctl, start, status, until_on
 
 from machine.vm import VM
 
@@ -77,3 +79,31 @@ def test_a_limit_that_cannot_be_set_keeps_the_job_from_starting(vm: VM) -> None:
     assert "AllowedCPUs" in told[0]["Reason"]
     assert "/proc" in told[1]["Reason"]
     assert not vm.exists("/var/tmp/began")
+
+
+BOMB = """\
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("on", flush=True)
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.one_suite
+def test_a_fork_bomb_is_bounded_and_ended_and_hurts_nobody(vm: VM) -> None:
+    job = start(vm, "--tasks", "60", "--stop-timeout", "2s", "--", "python3", "-c", BOMB)
+    inside(vm, until_on, [job])
+    vm.wait_until(lambda: status(vm, job)["usage"]["tasks_current"] == 60, timeout=60)
+    other = jobctl(vm, "run", "--", "echo", "mine", user="bob")
+    assert (other.returncode, other.stdout) == (0, b"mine\n")
+    asked = time.monotonic()
+    assert jobctl(vm, "stop", job).returncode == 0
+    assert time.monotonic() - asked < 60  # of two seconds, in a machine that has much to do
+    told = status(vm, job)
+    assert (told["result"], told["signal"], told["exit_code"]) == ("stopped", 9, None)
+    assert told["usage"]["cpu_usage_nsec"] > 0
+    assert vm.run("pgrep", "-u", "alice", "python3", check=False).stdout == b""

@@ -25,6 +25,7 @@ def until_more(job: str) -> None:
         pass
 
 
+@pytest.mark.one_suite
 def test_run_times_and_lists_do_not_mind_a_clock_that_is_set(vm: VM) -> None:
     def jumped(days: int) -> dict[str, Any]:
         job = start(vm, "--timeout", "4s", "--", "sh", "-c", "echo on; sleep 2; echo still; exec sleep 60")
@@ -145,6 +146,7 @@ def test_the_machine_goes_down_in_good_order(vm: VM) -> None:
     vm.run("systemctl", "reload", "jobsvc.service")
 
 
+@pytest.mark.one_suite
 def test_a_power_cut_takes_of_the_output_what_was_not_yet_synced_and_of_the_jobs_none(vm: VM) -> None:
     """While one job writes and others wait, then in the middle of starts."""
     vm.write(CONFIG, "[Manager]\nMaxRunning=1\n")
