@@ -353,9 +353,10 @@ class FakeService:
             try:
                 for entry in self.entries(options):
                     pipe.write(entry)
-                while "Follow" in options and not self.held.is_set():
-                    if gone.wait(0.005):
-                        return  # the service has died, and its end of the pipe with it
+                while "Follow" in options and not (gone.is_set() or self.held.is_set()):
+                    gone.wait(0.005)
+                if "Follow" in options and gone.is_set():
+                    return  # the service has died, and its end of the pipe with it
                 if later:
                     trailer = self.trailer
                 if trailer:
