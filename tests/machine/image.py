@@ -148,10 +148,10 @@ def _build(place: Path, suite: str, include: list[str], cached: list[str] | None
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Two runs must not build the same image at once."""
+    """Two runs must not build the same image at once, nor two threads of one, which share what lockf() locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
