@@ -387,7 +387,7 @@ class Runner:
         facts = {"main_pid": pid, "control_group": group, "limits_not_in_force": names}
         self._change(lambda job: replace(job, run=replace(job.run, **facts)))
         if isinstance(self.job.run.phase, Stopping):
-            self._send("abort", text=CALLED_OFF)
+            self._send("stop", reason=self.job.run.phase.reason)
             return
         if "begun" not in self._can:  # else it notes that itself, when it opens the barrier
             rundir.mark_begun(self.key)

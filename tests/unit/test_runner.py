@@ -76,6 +76,12 @@ class Owner:
     async def set_limits(self, unit: str, limits: dict[str, Any]) -> None:
         raise systemd.ScopeError("no")
 
+    async def start_scope(self, unit: str, pid: int, properties: Any) -> None:
+        self.did.append("start_scope")
+
+    async def sync(self) -> None:
+        self.did.append("sync")
+
     live: Live
 
 
@@ -233,6 +239,18 @@ def test_a_stop_before_the_beginning_is_known_as_one_to_the_next_life(files: Non
     end = next_life.job.run.phase
     assert isinstance(end, Finished)
     assert (end.result, end.reason) == (Result.STOPPED, "enough")
+
+
+def test_what_was_stopped_before_its_supervisor_listened_is_told_so_when_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, owner = owned(Stopping("enough"))
+    one._packets = wire = Wire()  # type: ignore[assignment]
+    monkeypatch.setattr(systemd, "control_group", lambda pid: f"/jobsvc.slice/{one.job.unit}")
+    monkeypatch.setattr(systemd, "not_in_force", lambda group, limits: [])
+    asyncio.run(one._admit({"main_pid": 4321}))
+    assert sorted(owner.did) == ["start_scope", "sync"]
+    assert wire.sent == [{"type": "stop", "reason": "enough"}]
 
 
 def test_a_scope_is_let_go_as_soon_as_its_usage_is_known() -> None:
