@@ -9,11 +9,9 @@ from jobsvc import spec
 from jobsvc.clock import realtime_usec
 from jobsvc.config import Config
 from jobsvc.model import Job
+from jobsvc.quantity import DAY, HOUR
 from jobsvc.share import Budget
 from jobsvc.store import Store
-
-HOUR = 3600 * 1_000_000  # µs
-DAY = 24 * HOUR
 
 
 class Allowance:

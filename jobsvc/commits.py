@@ -26,7 +26,7 @@ class Commits:
         self._flush: asyncio.TimerHandle | None = None
         self._then: list[Callable[[], None]] = []
         self._syncing: asyncio.TimerHandle | None = None
-        self._sync: asyncio.Task[None] | None = None
+        self._syncs: set[asyncio.Task[None]] = set()
 
     def soon(self) -> None:
         """A crash before that finds files that say the same."""
@@ -60,10 +60,6 @@ class Commits:
             except OSError as error:
                 log.error("a run's files stay: %s", error)
 
-    async def sync(self) -> None:
-        """What is noted so far will outlive a power cut."""
-        await self._store.sync()
-
     def _sync_now(self) -> None:
         """Also what nobody waits for, as the end of a run: the kernel would take half a minute."""
         self._syncing = None
@@ -72,13 +68,15 @@ class Commits:
             with contextlib.suppress(NotRecorded):  # the next flush tries again, and says so
                 await self._store.sync()
 
-        self._sync = asyncio.create_task(sync(), name="sync")
+        task = asyncio.create_task(sync(), name="sync")
+        self._syncs.add(task)  # a slow disk may have several
+        task.add_done_callback(self._syncs.discard)
 
     async def close(self) -> None:
         """Commit what is left; the store syncs when it is closed."""
-        if self._sync:
-            self._sync.cancel()
-            await asyncio.gather(self._sync, return_exceptions=True)
+        for task in self._syncs:
+            task.cancel()
+        await asyncio.gather(*self._syncs, return_exceptions=True)
         self.flush()
         if self._syncing:
             self._syncing.cancel()

@@ -16,11 +16,10 @@ from typing import Any
 
 from jobsvc import kinds, quantity, spec
 from jobsvc.errors import InvalidConfig, InvalidSpec, nearest
+from jobsvc.quantity import DAY, MINUTE
 
 VENDOR = Path("/usr/lib/jobsvc")
 ADMIN = Path("/etc/jobsvc")
-MINUTE = 60 * 1_000_000
-DAY = 24 * 60 * MINUTE
 
 
 def _default_running() -> int:

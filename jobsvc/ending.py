@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 REPORTS = Path("/var/lib/jobsvc/reports")
 NEVER_BEGUN = "never begun"
+CALLED_OFF = "stopped before it began"
 
 Report = dict[str, Any]
 
@@ -65,7 +66,7 @@ def take(job: Job, report: Report, usage: dict[str, Any], at: int) -> Job:
         result, reason = Result.LOST, f"{report.get('result', 'no result')}: {reason}"
     if isinstance(job.run.phase, Stopping):
         if not report.get("begun"):
-            result, reason = Result.STOPPED, "stopped before it began"
+            result, reason = Result.STOPPED, CALLED_OFF
         elif result is Result.STOPPED:
             reason = job.run.phase.reason or reason
     end = Finished(

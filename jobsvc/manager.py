@@ -67,7 +67,7 @@ class Manager:
         self.jobs = self.roster.jobs
         self.runners: dict[str, Runner] = {}  # by run key, until their output is complete
         self.changed: Callable[[Job | None, Job | None], None] = lambda old, new: None
-        self._intake = Intake(self.roster, self._look, store.request)
+        self._intake = Intake(self.roster, self.look, store.request)
         self._lives: dict[str, Live] = {}
         self._paused: set[str] = set()
         self.boot_id = boot_id()
@@ -84,15 +84,15 @@ class Manager:
     # Looking up
 
     def get(self, job_id: str) -> Job:
-        job = self._look(job_id)
+        job = self.look(job_id)
         if job is None:
             raise NoSuchJob.of(job_id)
         return job
 
     def knows(self, job_id: str) -> bool:
-        return self._look(job_id) is not None
+        return self.look(job_id) is not None
 
-    def _look(self, job_id: str) -> Job | None:
+    def look(self, job_id: str) -> Job | None:
         return self.jobs.get(job_id) or self.store.get(job_id)
 
     def live(self, job: Job, number: int) -> Live:

@@ -27,6 +27,7 @@ class Owner(Protocol):
     def jobs(self) -> Mapping[str, Job]:
         """Those that are not finished."""
 
+    def look(self, job_id: str) -> Job | None: ...
     def change(self, job: Job, transition: Callable[[Job], Job]) -> Job: ...
     def place(self, job: Job) -> None: ...
     def drive(self, job: Job, *, adopt: bool) -> None: ...
@@ -80,7 +81,7 @@ def _catch_up(owner: Owner, job: Job) -> None:
 def _take_back(owner: Owner, key: str) -> None:
     """Files of a run that is no unfinished one of the store."""
     job_id, _, number = key.partition("-")
-    job = owner.jobs.get(job_id) or owner.store.get(job_id)
+    job = owner.look(job_id)
     wanted = rundir.supervised(key) or ending.read(key) is not None
     if wanted and job and (run := owner.store.run(job_id, int(number))):
         owner.drive(replace(job, run=run), adopt=True)  # its end is noted; what its last words are is not

@@ -23,7 +23,7 @@ from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec, JobsvcError, WrongState
 from jobsvc.live import Live
 from jobsvc.model import Finished, Job, Paused, Result, Starting, Stopping
-from jobsvc.store import NotRecorded
+from jobsvc.store import NotRecorded, Store
 from jobsvc.systemd import ScopeError, ShuttingDownError, Systemd
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ HOLD_OFF = 1.0  # seconds until the queue tries again
 GOING_DOWN = 10.0  # and if the machine is being shut down, should that be called off
 ANSWER_WITHIN = 15.0  # seconds for a supervisor to do what it is asked
 BOUNDS = ("RuntimeMaxUSec", "TimeoutStopUSec")  # the supervisor's to keep
-CALLED_OFF = "stopped before it began"
 IN_PAM = "its supervisor ended while PAM opened the session"
 STOP_GRACE = 10.0  # seconds beyond TimeoutStopSec=, within which SIGKILL has had its effect or has none
 # Of what its owner's jobs may still write a run says each time that it has written so much more.
@@ -52,6 +51,7 @@ class Owner(Protocol):
     launcher: launch.Launcher
     allowance: Allowance
     commits: Commits
+    store: Store
 
     def change(self, job: Job, transition: Callable[[Job], Job]) -> Job: ...
     def hold_off(self, seconds: float) -> None: ...
@@ -239,7 +239,7 @@ class Runner:
             await self._attend()
         if not self._over() and ending.read(self.key) is None and not rundir.begun(self.key):
             if isinstance(self.job.run.phase, Stopping):
-                self._finish(Result.STOPPED, CALLED_OFF)
+                self._finish(Result.STOPPED, ending.CALLED_OFF)
             elif gone:
                 self._again = True
             else:
@@ -256,7 +256,7 @@ class Runner:
             await self._attend()
         if unclaimed or not (self._over() or ending.read(self.key) or rundir.begun(self.key)):
             if isinstance(self.job.run.phase, Stopping):
-                self._finish(Result.STOPPED, CALLED_OFF)
+                self._finish(Result.STOPPED, ending.CALLED_OFF)
             elif isinstance(self.job.run.phase, Starting):
                 self._again = True
         await self._settle()
@@ -357,7 +357,7 @@ class Runner:
         pid, self._devices = packet["main_pid"], packet.get("io_devices") or {}
         limits = _limits(self.job.spec, self._devices)
         # That it is about to begin has to outlive a power cut, or it would begin again after it.
-        noted = asyncio.ensure_future(self._owner.commits.sync())
+        noted = asyncio.ensure_future(self._owner.store.sync())
         try:
             await self._owner.systemd.start_scope(self.job.unit, pid, _properties(self.job, limits))
             self._unit_is_ours = True
@@ -428,7 +428,7 @@ class Runner:
     async def _settle(self) -> None:
         """No supervisor any more: the report, or the lack of one, has the last word."""
         if self._again and isinstance(self.job.run.phase, Stopping):  # it need not begin any more
-            self._finish(Result.STOPPED, CALLED_OFF)
+            self._finish(Result.STOPPED, ending.CALLED_OFF)
         self._again &= isinstance(self.job.run.phase, Starting)
         facts = None if self.job.run.finished and self.live.closed else ending.read(self.key)
         if facts is not None:

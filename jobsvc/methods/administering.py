@@ -33,7 +33,7 @@ class Administering:
             jobs.set_maintenance(on)
             jobs.events.maintenance(on, request.caller.user.name, request.id)
             self._desk.subscribers.announce({"Maintenance": on})
-        await jobs.commits.sync()
+        await jobs.store.sync()
         return ()
 
     @method()

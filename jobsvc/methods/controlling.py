@@ -48,7 +48,7 @@ def single(name: str, act: Act, gives: str = "") -> Handler:
 
     async def one(self: Controlling, request: Request, job_id: str, _: dict[str, Any]) -> tuple[Any, ...]:
         result = await act(self, request, job_id)
-        await self.desk.manager.commits.sync()
+        await self.desk.manager.store.sync()
         return (result,) if gives else ()
 
     one.__name__ = name
@@ -143,7 +143,7 @@ class Controlling:
         for at in range(0, len(left), AT_ONCE):
             await asyncio.sleep(0)
             self._remove_these(request, left[at : at + AT_ONCE])
-        await self.desk.manager.commits.sync()
+        await self.desk.manager.store.sync()
         return (outcomes,)
 
     def _remove_these(self, request: Request, outcomes: list[Any]) -> None:
@@ -205,7 +205,7 @@ class Controlling:
             limits = first = await desk.executes(request, job, whole)
             new = {name: value for name, value in whole.items() if job.spec.get(name) != value}  # as it was asked about
         await desk.manager.set(job, new, request.id, limits_allowed=limits, priority_allowed=first)
-        await desk.manager.commits.sync()
+        await desk.manager.store.sync()
         return ()
 
     @method("s id, a{sv} options", "h fd", {})
@@ -247,7 +247,7 @@ class Controlling:
                 await act(self, request, outcome[0])
             except JobsvcError as error:
                 outcome[1:] = error.bus_name, str(error)
-        await self.desk.manager.commits.sync()
+        await self.desk.manager.store.sync()
         return outcomes
 
     def _oldest_first(self, outcomes: list[list[str]]) -> list[list[str]]:

@@ -80,7 +80,7 @@ class Starting:
 
     async def _accept(self, jobs: list[Job], digests: list[str], stdin: int | None = None) -> list[str]:
         accepted = self._desk.manager.accept(jobs, digests, stdin)
-        await self._desk.manager.commits.sync()
+        await self._desk.manager.store.sync()
         return accepted
 
     def _note_starter(self, job_id: str, sender: str, values: spec.Values) -> None:

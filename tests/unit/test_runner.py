@@ -16,7 +16,7 @@ from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec, WrongState
 from jobsvc.live import Live
 from jobsvc.model import Finished, Job, Queued, Result, Run, Running, Starting, Stopping, User
-from jobsvc.runner import CALLED_OFF, Runner
+from jobsvc.runner import Runner
 
 
 class Wire:
@@ -35,7 +35,7 @@ class Owner:
     """A manager that keeps what it is told, beside a PID 1 that does what it is asked."""
 
     def __init__(self) -> None:
-        self.systemd = self.launcher = self.allowance = self.commits = self
+        self.systemd = self.launcher = self.allowance = self.commits = self.store = self
         self.remembers_memory_peak = True
         self.config = Config()
         self.held_off: list[float] = []
@@ -221,7 +221,7 @@ def test_what_is_stopped_while_the_launcher_hangs_was_stopped(files: None) -> No
     asyncio.run(one.begin(None))
     end = one.job.run.phase
     assert isinstance(end, Finished)
-    assert (end.result, end.reason) == (Result.STOPPED, CALLED_OFF)
+    assert (end.result, end.reason) == (Result.STOPPED, "stopped before it began")
 
 
 def test_a_stop_before_the_beginning_is_known_as_one_to_the_next_life(files: None) -> None:
