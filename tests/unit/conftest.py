@@ -1,4 +1,4 @@
-"""Fixtures for the clients' tests: a private bus, the service played on it, and jobctl run against it."""
+"""Fixtures: a private bus, the service played on it, jobctl run against it; a stage for supervisors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from fake_service import FakeService, Jobctl, private_bus
+from stage import Stage, staged
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +40,17 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Stage]:
+    """The stage of all tests of a file."""
+    with staged() as stage:
+        yield stage
+
+
+@pytest.fixture
+def stage(shared: Stage) -> Stage:
+    """The same, with nothing left of the test before."""
+    shared.fresh()
+    return shared

@@ -5,25 +5,12 @@ from __future__ import annotations
 import grp
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import NOBODY, Stage, eventually, needs_root, staged
+from stage import NOBODY, Stage, eventually, needs_root
 
 pytestmark = needs_root
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def stage(shared: Stage) -> Stage:
-    shared.fresh()
-    return shared
 
 
 def status_of(stage: Stage) -> dict[str, str]:

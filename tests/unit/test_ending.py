@@ -6,28 +6,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Stage, eventually, lives, needs_root, staged
+from stage import Stage, eventually, lives, needs_root
 
 from jobsvc import control, ending, model
 from jobsvc.chunks import Missing
 
 pytestmark = needs_root
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def stage(shared: Stage) -> Stage:
-    shared.fresh()
-    return shared
 
 
 def test_every_exit_code_is_told(stage: Stage) -> None:

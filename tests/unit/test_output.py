@@ -6,25 +6,12 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import NOBODY, Stage, eventually, lives, needs_root, staged
+from stage import NOBODY, Stage, eventually, lives, needs_root
 
 pytestmark = needs_root
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def stage(shared: Stage) -> Stage:
-    shared.fresh()
-    return shared
 
 
 ODD = {

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Run, Stage, eventually, lives, needs_root, staged
+from stage import Run, Stage, eventually, lives, needs_root
 
 pytestmark = needs_root
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def stage(shared: Stage) -> Stage:
-    shared.fresh()
-    return shared
 
 
 def counting(stage: Stage, script: str = COUNT, **facts: object) -> Run:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import NOBODY, Stage, needs_root, staged
+from stage import NOBODY, Stage, needs_root
 
 from jobsvc import script
 from jobsvc.verdict import StartError
@@ -34,12 +34,6 @@ def test_the_first_line_is_read_as_the_kernel_does(text: str, words: list[str]) 
 def test_a_first_line_that_means_nothing_is_told(text: str, why: str) -> None:
     with pytest.raises(StartError, match=why):
         script.interpreter(text, "/bin/sh")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
 
 
 @pytest.fixture

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
 from types import SimpleNamespace
 
-import pytest
-from stage import NOBODY, Run, Stage, eventually, needs_root, staged
+from stage import NOBODY, Run, Stage, eventually, needs_root
 
 from jobsvc import control, loop
 from jobsvc.pump import Pump
 from jobsvc.request import Request
 
 pytestmark = needs_root
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def stage(shared: Stage) -> Stage:
-    shared.fresh()
-    return shared
 
 
 def seated(stage: Stage, script: str, **facts: object) -> Run:
