@@ -79,6 +79,7 @@ def outputs(jobs: list[str]) -> list[list[str]]:
 def kill_supervisors(phase: str, count: int, script: str, seed: int) -> dict[str, Any]:
     """Start jobs and kill as many supervisors, in this phase of theirs; how many died of it, and how the jobs ended."""
     chance, bus, dead, died = random.Random(seed), Bus(), set(), 0  # noqa: F821
+    systemctl("start", "jobsvc-launcher.service")  # noqa: F821 (it may be the first to want one)
     launcher = int(systemctl("show", "-P", "MainPID", "jobsvc-launcher.service"))  # noqa: F821
     keys = {"Command": ("as", ["sh", "-c", script]), "User": ("s", "alice")}
 
