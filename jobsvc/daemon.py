@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -21,7 +22,7 @@ from jobsvc import __version__, config, ending, linux, rundir, salvage, service
 from jobsvc.authority import Authority
 from jobsvc.bus import DBUS, Bus, BusError
 from jobsvc.callers import Callers
-from jobsvc.errors import Internal, JobsvcError
+from jobsvc.errors import Internal, InvalidConfig, JobsvcError
 from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
 from jobsvc.logs import Logs
@@ -121,10 +122,8 @@ async def watchdog() -> None:
 
 async def reload(door: Service) -> None:
     """SIGHUP: the configuration anew, or, if there is anything wrong with it, as it was."""
-    try:
+    with contextlib.suppress(InvalidConfig):
         await door.reload("SIGHUP", "SIGHUP")
-    except JobsvcError as error:
-        log.error("the configuration stays as it was: %s", error)
 
 
 def describe(manager: Manager) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from jobsvc import config
+from jobsvc.errors import InvalidConfig
 from jobsvc.interface import Request, method
 from jobsvc.methods.desk import Desk
+
+log = logging.getLogger(__name__)
 
 
 class Administering:
@@ -45,7 +49,12 @@ class Administering:
     async def reload(self, who: str, request_id: str) -> None:
         """The configuration anew; with anything wrong in it InvalidConfig, and all stays as it was."""
         async with self._reloading:  # what was read last holds
-            new = await asyncio.to_thread(config.load)
+            try:
+                new = await asyncio.to_thread(config.load)
+            except InvalidConfig as error:
+                # For SIGHUP, and as journald may not find out the unit of a busctl that has ended.
+                log.error("the configuration stays as it was: %s", error)
+                raise
             self._desk.authority.use(new)
             self._desk.manager.configure(new)
             self._desk.manager.events.reloaded(who, request_id)

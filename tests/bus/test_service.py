@@ -404,7 +404,7 @@ def test_a_job_is_stopped_to_run_again_only_when_it_is_recorded_that_it_shall(ho
 
 
 def test_a_reload_takes_the_new_configuration_whole_or_not_at_all(
-    house: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "jobsvc.conf"
     monkeypatch.setattr(config, "files", lambda: [file])
@@ -426,6 +426,7 @@ def test_a_reload_takes_the_new_configuration_whole_or_not_at_all(
         ) as error:
             await house.call("Reload")
         assert error.value.name == "org.jobsvc1.Error.InvalidConfig"
+        assert f"the configuration stays as it was: {error.value}" in caplog.messages
         assert house.manager.config.max_running == 7
 
     house(scenario)

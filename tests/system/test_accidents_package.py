@@ -170,9 +170,10 @@ def test_a_state_that_only_a_later_release_reads_is_left_alone(machine: Machine,
                 "db.execute('UPDATE facts SET value=99 WHERE name=\"readable_by\"')")  # fmt: skip
     machine.run("systemctl", "start", "jobsvc.service", check=False)
     assert systemctl(machine, "show", "-P", "Result", "jobsvc.service") == "exit-code"
-    log = machine.run("journalctl", "-q", "-o", "cat", "-n", "10", "-u", "jobsvc.service").stdout
-    assert b"was written by a newer jobsvc that this one cannot read" in log
-    assert b"Traceback" not in log
+    log = ("journalctl", "-q", "-o", "cat", "-n", "10", "-u", "jobsvc.service")
+    refusal = b"was written by a newer jobsvc that this one cannot read"
+    machine.wait_until(lambda: refusal in machine.run(*log).stdout, what="the reason in the journal")
+    assert b"Traceback" not in machine.run(*log).stdout
     machine.run("python3", "-c", state + "db.execute('PRAGMA user_version=1'); "
                 "db.execute('UPDATE facts SET value=1 WHERE name=\"readable_by\"')")  # fmt: skip
     assert jobctl(machine, "wait", job).returncode == 1

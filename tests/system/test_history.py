@@ -48,15 +48,17 @@ def test_a_reload_takes_the_new_configuration_whole_or_not_at_all(machine: Machi
     service_log(machine)
     assert configure(machine, "[Manager]", "MaxRunning=5", "[Ceilings]", "RuntimeMaxSex=2h").returncode != 0
     complaint = f"{OURS}: [Ceilings] RuntimeMaxSex=2h: unknown key 'RuntimeMaxSex'; did you mean RuntimeMaxSec?"
-    machine.wait_until(lambda: complaint in service_log(machine), what="the complaint in the journal")
+    kept = f"the configuration stays as it was: {complaint}"
+    machine.wait_until(lambda: kept in service_log(machine), what="the complaint in the journal")
     assert max_running(machine) == "u 3"
     refused = machine.run(*RELOAD, user="alice", check=False)
     assert refused.returncode != 0
     assert b"denied" in refused.stderr
     wrong = machine.run(*RELOAD, user="dave", check=False)
     assert b"RuntimeMaxSex=2h" in wrong.stderr
+    machine.wait_until(lambda: kept in service_log(machine), what="it once more")
     machine.run("kill", "-HUP", pid.decode().strip())
-    machine.wait_until(lambda: "the configuration stays as it was" in service_log(machine))
+    machine.wait_until(lambda: kept in service_log(machine), what="it for SIGHUP, too")
     assert machine.run("systemctl", "show", "-P", "MainPID", "jobsvc").stdout == pid
     entry = told_of(machine, "JOBSVC_EVENT=reloaded")[-1]
     assert entry["MESSAGE"] == "The configuration was read anew for root."
