@@ -21,6 +21,10 @@ from machine import image
 from machine.host import HostError, quietly, say
 from machine.nspawn import USERS, Failed, Guest
 
+# A plain one: what Debian needs, and nothing that an emulator has learned only lately. Not cmpxchg16b
+# either: after one, qemu 7.2 has had the flags of something else, single step among them, and the kernel died.
+_PROCESSOR = "Nehalem,-cx16"
+
 _UNIT = """\
 [Unit]
 Description=Hands of the tests
@@ -114,9 +118,23 @@ class VM(Guest):
         """Start it and wait until its services are up."""
         if not self._disk.exists():
             self.make_disk()
+        for again in (True, True, False):
+            if self._switch_on(timeout):
+                break
+            words = self.last_words()
+            self.kill()
+            # An emulator that breaks the kernel before there are processes is not what is tested.
+            if "start_kernel+" not in words or not again:
+                raise HostError(f"the {self.suite} VM does not boot: {words}")
+            say(f"the kernel of the {self.suite} VM did not come up; once more:\n{words}")
+        state = self.run("systemctl", "is-system-running", "--wait", check=False, timeout=timeout)
+        if state.stdout.strip() not in {b"running", b"degraded"}:
+            raise HostError(f"the {self.suite} VM is {state.stdout!r}")
+
+    def _switch_on(self, timeout: float) -> bool:
+        """Whether its agent can be spoken to in that time."""
         path = self.place / "agent"
-        # A plain processor: what Debian needs, and nothing that an emulator has learned only lately.
-        argv = ["/usr/bin/qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "Nehalem"]
+        argv = ["/usr/bin/qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", _PROCESSOR]
         argv += ["-m", "2G", "-smp", "2", "-display", "none", "-no-reboot", "-nic", "none"]
         argv += ["-serial", f"file:{self.place}/console.log"]
         argv += ["-kernel", f"{self.place}/vmlinuz", "-initrd", f"{self.place}/initrd.img"]
@@ -137,14 +155,9 @@ class VM(Guest):
         reader = threading.Thread(target=self._listen, args=(self._socket, hello), daemon=True)
         reader.start()
         try:
-            up = hello.get(timeout=timeout)
+            return hello.get(timeout=timeout)
         except queue.Empty:
-            up = False
-        if not up:
-            raise HostError(f"the {self.suite} VM does not boot: {self.last_words()}")
-        state = self.run("systemctl", "is-system-running", "--wait", check=False, timeout=timeout)
-        if state.stdout.strip() not in {b"running", b"degraded"}:
-            raise HostError(f"the {self.suite} VM is {state.stdout!r}")
+            return False
 
     def poweroff(self, timeout: float = 240) -> None:
         """Shut it down in good order; boot() starts it again."""
