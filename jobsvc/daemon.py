@@ -77,7 +77,7 @@ async def serve(settings: config.Config) -> Exception | None:
             await hear_polkit(to_polkit, door.subscribers)
             await manager.reconcile()
             await public.own("org.jobsvc1")
-            loops = [tasks.create_task(watchdog()), tasks.create_task(manager.history.keep())]
+            loops = [tasks.create_task(each) for each in (watchdog(), manager.history.keep(), manager.rounds.keep())]
             loop.add_signal_handler(signal.SIGUSR1, lambda: describe(manager))
             loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(reload(door)))
             notify.notify(False, ready=1, status=f"{manager.running} jobs run, {manager.queued} wait")

@@ -37,6 +37,7 @@ from jobsvc.live import Live
 from jobsvc.model import Finished, Job, Paused, Queued, Run, Running, Starting, State, Stopping
 from jobsvc.reconcile import reconcile
 from jobsvc.roster import Roster
+from jobsvc.rounds import Rounds
 from jobsvc.runner import Runner
 from jobsvc.store import Store, pack_spec
 from jobsvc.systemd import ScopeError, Systemd
@@ -66,6 +67,7 @@ class Manager:
         self.roster = Roster()
         self.jobs = self.roster.jobs
         self.runners: dict[str, Runner] = {}  # by run key, until their output is complete
+        self.rounds = Rounds(self.runners)
         self.changed: Callable[[Job | None, Job | None], None] = lambda old, new: None
         self._intake = Intake(self.roster, self.look, store.request)
         self._lives: dict[str, Live] = {}
@@ -336,6 +338,7 @@ class Manager:
         task = asyncio.create_task(self._run(runner, stdin, adopt), name=job.key)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self.rounds.begin()
 
     async def _run(self, runner: Runner, stdin: int | None, adopt: bool) -> None:
         try:

@@ -28,14 +28,18 @@ class Orders:
         stdout, stderr = self.run.record.sent()
         return control.pack("offsets", stdout=stdout, stderr=stderr)
 
-    def alone(self) -> None:
+    def dropped(self) -> None:
         self.run.nobody()
+        self.run.attend()
 
     def told(self, peer: Peer, packet: dict[str, Any], fds: list[int]) -> None:
         """One packet. Descriptors that are not taken out of the list are closed."""
         run = self.run
         record = run.record
         match packet["type"]:
+            case "hello":
+                peer.looks = bool(packet.get("looks"))
+                run.attend()
             case "go":
                 run.go(str(packet.get("control_group") or ""))
             case "follow":
@@ -53,6 +57,8 @@ class Orders:
                 run.warden.stop(str(packet.get("reason") or ""))
             case "stop":
                 run.call_off(str(packet.get("reason") or ""))
+            case "look" if run.warden is not None:
+                run.warden.look_inside()
             case "signal" if run.warden is not None and isinstance(packet.get("signal"), int):
                 run.main.signal(packet["signal"])
                 run.warden.freezer.thaw()  # it is what a paused one sees first

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         def hello(self) -> bytes: ...
         def offsets(self) -> bytes: ...
         def told(self, peer: Peer, packet: dict[str, Any], fds: list[int]) -> None: ...
-        def alone(self) -> None: ...
+        def dropped(self) -> None: ...
 
 
 MAX_PEERS: Final = 64
@@ -32,6 +32,7 @@ class Peer:
         self.connection = connection
         self.greeted = False
         self.follows = False
+        self.looks = False  # now and again, whether jobs are in their scopes
         self.owed: collections.deque[bytes] = collections.deque()
         self.owes_offsets = False
         self.waiting = False
@@ -146,8 +147,7 @@ class Peers:
             return
         self.events.forget(fd)
         peer.connection.close()
-        if not self.all:
-            self.subject.alone()
+        self.subject.dropped()
 
     def all_told(self) -> bool:
         """Whether everybody has been sent everything."""

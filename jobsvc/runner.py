@@ -129,6 +129,14 @@ class Runner:
         if "ask" in self._can:
             self._send("ask", what="resume")
 
+    def look_inside(self) -> None:
+        """Its supervisor looks more closely whether the job has left its scope, and acts."""
+        run = self.job.run
+        if self._go and not run.finished and run.main_pid and run.control_group:
+            group = systemd.control_group(run.main_pid)
+            if group is not None and not f"{group}/".startswith(f"{run.control_group}/"):
+                self._send("look")
+
     async def stat(self) -> None:
         """Have the supervisor say how many bytes there are by now."""
         if self._go and self._packets and not self._packets.closed and not self.job.run.finished:
@@ -275,7 +283,7 @@ class Runner:
                 # On its way out, just coming up, or too busy to listen: while it lives the run is not ours to judge.
                 await asyncio.sleep(0.02 * 2 ** min(attempt, 6))
                 continue
-            self._packets.send(control.pack_first("hello"))
+            self._packets.send(control.pack_first("hello", looks=True))
             if self.live.watchers:
                 self._send("follow", on=True)
             try:

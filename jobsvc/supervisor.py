@@ -161,6 +161,12 @@ class Supervisor:
         self.events.cancel("patience")
         self.warden = Warden(self.events, self.record, self.directory, self.main, scope, self.finish, self.paused)
         self.warden.begin()
+        self.attend()
+
+    def attend(self) -> None:
+        """See to what no peer sees to."""
+        if self.warden is not None:
+            self.warden.guard(not any(peer.looks for peer in self.peers.all.values()))
 
     def paused(self, on: bool) -> None:
         self.peers.tell(control.pack("paused" if on else "resumed"))

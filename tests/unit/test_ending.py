@@ -129,6 +129,24 @@ def test_a_job_that_leaves_its_scope_is_killed(stage: Stage) -> None:
     assert report["reason"] == "left its scope"
 
 
+@pytest.mark.parametrize("how", ["told", "deserted"])
+def test_a_job_that_leaves_a_child_behind_is_found_by_who_looks(stage: Stage, how: str) -> None:
+    run = stage.start("sh", "-c", "sleep 100 & exec sleep 100")
+    pid = run.go()
+    run.hear("started")
+    run.tell("hello", looks=True)
+    scope = Path(f"{stage.mount}{run.scope}/cgroup.procs")
+    eventually(lambda: len(scope.read_text().split()) == 2)
+    Path(f"{stage.mount}{stage.slice}/cgroup.procs").write_text(str(pid))
+    if how == "told":
+        run.tell("look")
+    else:
+        run.connection.close()
+    report = eventually(lambda: os.path.exists(f"{stage.reports}/{run.key}") and stage.stored(run.key))
+    assert (report["result"], report["signal"], report["reason"]) == ("signal", 9, "left its scope")
+    eventually(lambda: not lives(run.supervisor))
+
+
 def test_the_scope_may_vanish_at_the_end(stage: Stage) -> None:
     run = stage.start("sh", "-c", "sleep 0.1; echo x")
     run.go()

@@ -253,6 +253,21 @@ def test_what_was_stopped_before_its_supervisor_listened_is_told_so_when_it_does
     assert wire.sent == [{"type": "stop", "reason": "enough"}]
 
 
+@pytest.mark.parametrize(
+    ("where", "sent"),
+    [("/own.scope", []), ("/own.scope/below", []), (None, []), ("/own.scope2", ["look"]), ("/user.slice", ["look"])],
+)
+def test_only_a_supervisor_whose_job_is_not_where_it_was_put_is_told_to_look(
+    monkeypatch: pytest.MonkeyPatch, where: str | None, sent: list[str]
+) -> None:
+    one, wire = runner()
+    one.look_inside()  # it is not known yet where it is
+    one.live.job = replace(one.job, run=replace(one.job.run, main_pid=4321, control_group="/own.scope"))
+    monkeypatch.setattr(systemd, "control_group", {4321: where}.get)
+    one.look_inside()
+    assert [packet["type"] for packet in wire.sent] == sent
+
+
 def test_a_scope_is_let_go_as_soon_as_its_usage_is_known() -> None:
     one, owner = owned(Running())
     one._unit_is_ours = True

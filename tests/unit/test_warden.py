@@ -1,4 +1,4 @@
-"""OOM policy, with a scope that says what the kernel would."""
+"""OOM policy, guard and way down, with a scope that says what the kernel would."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Scope:
 
     def __init__(self) -> None:
         self.inside: bool | None = True
+        self.main_inside = True
         self.ooms = 0
         self.did: list[Any] = []
 
@@ -42,7 +43,7 @@ class Scope:
         return {}
 
     def holds(self, _pid: int) -> bool:
-        return True
+        return self.main_inside
 
     def signal(self, number: int) -> None:
         self.did.append(number)
@@ -55,6 +56,9 @@ class Main:
     pid = 1
 
     def signal(self, number: int) -> None: ...
+
+    def ended(self) -> Status | None:
+        return None
 
 
 def warden(tmp_path: Path, **facts: Any) -> tuple[Warden, Scope, Record]:
@@ -141,3 +145,19 @@ def test_a_stop_timeout_that_is_told_again_begins_no_new_one(tmp_path: Path) -> 
     assert one.events.deadlines["kill"] == due
     one.set_stop_timeout(None)
     assert one.events.deadlines["kill"][0] > due[0]
+
+
+def test_it_wakes_up_to_look_only_while_nobody_does_so_for_it(tmp_path: Path) -> None:
+    one, scope, record = warden(tmp_path)
+    one.guard(False)
+    assert one.events.deadlines == {}
+    one.guard(True)
+    assert list(one.events.deadlines) == ["inside"]
+    one.guard(False)
+    assert one.events.deadlines == {}
+    assert not record.facts.left_scope
+    scope.main_inside = False
+    one.guard(True)
+    assert record.facts.left_scope
+    assert scope.did == ["kill"]
+    assert "inside" not in one.events.deadlines
