@@ -19,9 +19,12 @@ HERE: Final = os.O_RDONLY | os.O_CLOEXEC
 
 
 def of_process(pid: int) -> str | None:
-    """The process's cgroup, as in ControlGroup; None if there is no such process."""
+    """The process's cgroup, as in ControlGroup; None if there is no such process.
+
+    Users name theirs as they like: any bytes but a line feed.
+    """
     try:
-        lines = linux.read_file(f"/proc/{pid}/cgroup").splitlines()
+        lines = linux.read_file(f"/proc/{pid}/cgroup").split(b"\n")
     except OSError:
         return None
     return next((os.fsdecode(line[3:]) for line in lines if line.startswith(b"0::")), None)

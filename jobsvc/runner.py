@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from jobsvc import control, ending, launch, model, rundir, spec, systemd
+from jobsvc import cgroup, control, ending, launch, model, rundir, spec, systemd
 from jobsvc.allowance import Allowance
 from jobsvc.clock import realtime_usec
 from jobsvc.commits import Commits
@@ -133,7 +133,7 @@ class Runner:
         """Its supervisor looks more closely whether the job has left its scope, and acts."""
         run = self.job.run
         if self._go and not run.finished and run.main_pid and run.control_group:
-            group = systemd.control_group(run.main_pid)
+            group = cgroup.of_process(run.main_pid)
             if group is not None and not f"{group}/".startswith(f"{run.control_group}/"):
                 self._send("look")
 
@@ -382,7 +382,7 @@ class Runner:
         except ScopeError as error:
             self._send("abort", text=f"systemd did not make the scope: {error}")
             return
-        group = systemd.control_group(pid)
+        group = cgroup.of_process(pid)
         if group is None or not group.endswith("/" + self.job.unit):
             self._send("abort", text="the process did not get into its scope")
             return

@@ -17,6 +17,7 @@ from typing import Any
 
 from dbus_next.signature import Variant
 
+from jobsvc import cgroup
 from jobsvc.bus import DBUS, Bus, BusError, Call
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Systemd:
                 if not error.name.endswith((".UnitExists", *AWAY)):
                     raise
             await asyncio.sleep(pause)
-            if (control_group(pid) or "").endswith("/" + unit):
+            if (cgroup.of_process(pid) or "").endswith("/" + unit):
                 return "done"
         raise ScopeError(f"{unit} is there already, or systemd does not answer")
 
@@ -273,15 +274,6 @@ def populated(group: str) -> bool:
 def controllers() -> set[str]:
     """The cgroup v2 controllers this machine has."""
     return set((_read("", "cgroup.controllers") or "").split())
-
-
-def control_group(pid: int) -> str | None:
-    """The cgroup v2 path a process is in."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    return next((line[3:] for line in lines if line.startswith("0::")), None)
 
 
 def not_in_force(group: str, limits: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobsvc import hooks, manager, sandbox, spec, systemd
+from jobsvc import cgroup, hooks, manager, sandbox, spec
 from jobsvc.authority import complete
 from jobsvc.clock import realtime_usec
 from jobsvc.errors import InvalidSpec, NoSuchJob
@@ -79,7 +79,7 @@ class Preparing:
         jobs, sender = self._desk.manager, self._request.caller.sender
         if not jobs.config.on_finish or (pid := self._desk.callers.pid(sender)) is None:
             return None
-        job = jobs.jobs.get(hooks.job_of(systemd.control_group(pid)) or "")
+        job = jobs.jobs.get(hooks.job_of(cgroup.of_process(pid)) or "")
         return job.spec.get(hooks.OF) if job else None
 
     async def _may_replace(self, job: Job) -> None:

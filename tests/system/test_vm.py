@@ -71,6 +71,15 @@ def test_a_job_out_of_memory_says_so(vm: VM) -> None:
     assert told["limits"]["memory_max"] == 64 << 20
 
 
+def test_a_sandbox_is_around_a_job_and_its_limits_around_both(vm: VM) -> None:
+    sandbox = ("--private-tmp", "--private-network", "--read-only-root", "--no-new-privileges")
+    script = """touch ~/no 2>&-; touch /tmp/yes; ls ~/no /tmp 2>&-; tail -n +3 /proc/net/dev | cut -d: -f1
+        grep NoNewPrivs: /proc/self/status; exec tail /dev/zero"""
+    done = jobctl(vm, "run", *sandbox, "--memory", "64M", "--", "sh", "-c", script, timeout=100)
+    assert (done.returncode, done.stdout.split()) == (137, [b"/tmp:", b"yes", b"lo", b"NoNewPrivs:", b"1"]), done
+    assert status(vm)["result"] == "oom-kill"
+
+
 def test_a_limit_that_cannot_be_set_keeps_the_job_from_starting(vm: VM) -> None:
     cpus = spec("touch", "/var/tmp/began", AllowedCPUs=["ay", [0] * 7 + [128]])
     disk = spec("touch", "/var/tmp/began", IOReadBandwidthMax=["a(st)", [["/proc", MB]]])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from stage import cgroup_mount, needs_root
 
 from jobsvc.cgroup import Scope, of_process
 
@@ -87,3 +90,18 @@ def test_the_slice_remembers_an_oom_kill_when_the_scope_is_gone(scope: Path) -> 
 def test_cgroup_of_a_process() -> None:
     assert (of_process(1) or "").startswith("/")
     assert of_process(4_194_305) is None
+
+
+@needs_root
+def test_a_user_may_name_a_cgroup_anything_but_two_lines() -> None:
+    place = os.fsencode(cgroup_mount()) + b"/jobsvc-\xff\r0::/-%d" % os.getpid()
+    os.makedirs(place)
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        with open(place + b"/cgroup.procs", "w") as procs:
+            procs.write(str(child.pid))
+        assert os.fsencode(of_process(child.pid) or "").endswith(place.removeprefix(os.fsencode(cgroup_mount())))
+    finally:
+        child.kill()
+        child.wait()
+        os.removedirs(place)

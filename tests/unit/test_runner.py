@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobsvc import control, ending, launch, model, rundir, spec, systemd
+from jobsvc import cgroup, control, ending, launch, model, rundir, spec, systemd
 from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec, WrongState
 from jobsvc.live import Live
@@ -246,7 +246,7 @@ def test_what_was_stopped_before_its_supervisor_listened_is_told_so_when_it_does
 ) -> None:
     one, owner = owned(Stopping("enough"))
     one._packets = wire = Wire()  # type: ignore[assignment]
-    monkeypatch.setattr(systemd, "control_group", lambda pid: f"/jobsvc.slice/{one.job.unit}")
+    monkeypatch.setattr(cgroup, "of_process", lambda pid: f"/jobsvc.slice/{one.job.unit}")
     monkeypatch.setattr(systemd, "not_in_force", lambda group, limits: [])
     asyncio.run(one._admit({"main_pid": 4321}))
     assert sorted(owner.did) == ["start_scope", "sync"]
@@ -263,7 +263,7 @@ def test_only_a_supervisor_whose_job_is_not_where_it_was_put_is_told_to_look(
     one, wire = runner()
     one.look_inside()  # it is not known yet where it is
     one.live.job = replace(one.job, run=replace(one.job.run, main_pid=4321, control_group="/own.scope"))
-    monkeypatch.setattr(systemd, "control_group", {4321: where}.get)
+    monkeypatch.setattr(cgroup, "of_process", {4321: where}.get)
     one.look_inside()
     assert [packet["type"] for packet in wire.sent] == sent
 
