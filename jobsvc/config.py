@@ -70,6 +70,7 @@ class Config:
     max_output_per_user: int = 2 * 1024**3
     keep_finished: int = 100_000
     keep_finished_usec: int = 30 * DAY
+    keep_finished_bytes_per_user: int = 256 * 1024**2
     keep_request_id_usec: int = 7 * DAY
     limit_enforcement: str = "strict"
     log_size_max: int = 1024**3
@@ -183,6 +184,7 @@ MANAGER: dict[str, tuple[str, Callable[[str], Any]]] = {
     "MaxOutputPerUser": ("max_output_per_user", quantity.parse_size),
     "KeepFinished": ("keep_finished", _whole(0)),
     "KeepFinishedSec": ("keep_finished_usec", quantity.parse_span),
+    "KeepFinishedBytesPerUser": ("keep_finished_bytes_per_user", quantity.parse_size),
     "KeepRequestIdSec": ("keep_request_id_usec", quantity.parse_span),
     "LimitEnforcement": ("limit_enforcement", _choice("strict", "best-effort")),
     "LogSizeMax": ("log_size_max", quantity.parse_size),

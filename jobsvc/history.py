@@ -1,4 +1,4 @@
-"""How long finished jobs are remembered: KeepFinished= and KeepFinishedSec=."""
+"""How long finished jobs are remembered: KeepFinished=, KeepFinishedSec= and KeepFinishedBytesPerUser=."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from jobsvc.config import Config
 from jobsvc.model import Job
 from jobsvc.retention import Reckoning
 from jobsvc.store import NotRecorded, Store
+from jobsvc.waiting import weight
 
 log = logging.getLogger(__name__)
 
 EVERY = 600.0  # seconds
 AT_ONCE = 100
+FEW = 10  # of those that may be large
+SHARE = 8  # of KeepFinishedBytesPerUser= one user may come by such a part before the next look
 NOBODY = "retention"  # who asked for a removal that nobody asked for
 
 
@@ -45,10 +48,18 @@ class History:
         self._owner = owner
         self._now = now
         self._again = asyncio.Event()
+        self._fresh: Counter[int] = Counter()  # bytes by owner since the last look
 
     def look_again(self) -> None:
         """The bounds are others now."""
         self._again.set()
+
+    def ended(self, job: Job) -> None:
+        """What one user piles up does not wait for the next look to be due."""
+        owner = job.owner.uid
+        self._fresh[owner] += weight(job)
+        if owner and self._fresh[owner] > self._owner.config.keep_finished_bytes_per_user // SHARE:
+            self._again.set()
 
     async def keep(self) -> None:
         """For ever."""
@@ -76,11 +87,27 @@ class History:
             finished = {owner: count - unfinished[owner] for owner, count in store.by_owner().items()}
             for owner, count in retention.shares(finished, excess).items():
                 await self._retire_of(owner, count, f"KeepFinished={config.keep_finished} is reached")
+        self._fresh.clear()
+        limit = config.keep_finished_bytes_per_user
+        for owner, used in (await store.finished_bytes()).items():
+            if owner and used > limit:
+                await self._retire_bytes(owner, used - limit, f"KeepFinishedBytesPerUser={limit} is reached")
         store.forget_requests(reckoning.before(config.keep_request_id_usec, present))
 
     async def _retire_of(self, owner: int, count: int, why: str) -> None:
         while count > 0 and (expired := self._owner.store.oldest_of(owner, min(count, AT_ONCE))):
             count -= len(expired)
+            self._owner.remove(expired, why, NOBODY)
+            await asyncio.sleep(0)
+
+    async def _retire_bytes(self, owner: int, excess: int, why: str) -> None:
+        store = self._owner.store
+        while excess > 0 and (oldest := store.oldest_of(owner, FEW)):
+            sizes = store.sizes(job.id for job in oldest)
+            expired = []
+            while excess > 0 and oldest:
+                expired.append(job := oldest.pop(0))
+                excess -= sizes[job.id]
             self._owner.remove(expired, why, NOBODY)
             await asyncio.sleep(0)
 

@@ -228,6 +228,7 @@ class Manager:
         self._show(job)
         self._drop_stdin(job.id)
         self.allowance.ended(job)
+        self.history.ended(job)
         if job.key not in self.runners and (live := self._lives.pop(job.key, None)):
             live.closed = True
             live.notify()

@@ -172,6 +172,9 @@ GROUP BY day, user_name, queue ORDER BY day DESC, user_name, queue LIMIT 10000
 """
 
 
+_SIZE = "length(body) + (SELECT sum(length(runs.body)) FROM runs WHERE runs.id = jobs.id)"
+SIZES = f"SELECT id, {_SIZE} FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+FINISHED_BYTES = f"SELECT owner_uid, sum({_SIZE}) FROM jobs WHERE finished_at IS NOT NULL GROUP BY owner_uid"
 # Of a job that goes on after its runs before have ended those count, too.
 WROTE = """
 SELECT owner_uid, ended / 3600000000, sum(wrote)
@@ -467,6 +470,16 @@ class Store:
         query = STATS.format(where=where)
         rows = await asyncio.get_running_loop().run_in_executor(self._reader, self._read, query, arguments)
         return [dict(zip(STATS_KEYS, row, strict=True)) for row in rows]
+
+    async def finished_bytes(self) -> dict[int, int]:
+        """How much the finished jobs of each owner take, with all their runs."""
+        self._try_flush()
+        rows = await asyncio.get_running_loop().run_in_executor(self._reader, self._read, FINISHED_BYTES, [])
+        return dict(rows)
+
+    def sizes(self, job_ids: Iterable[str]) -> dict[str, int]:
+        """How many bytes each of these jobs takes, with all its runs."""
+        return dict(self._db.execute(SIZES, (_encode(list(job_ids)),)).fetchall())
 
     async def wrote_since(self, begin: int) -> list[tuple[int, int, int]]:
         """The output that the journal got of runs that ended since then: owner's uid, hour since 1970, bytes."""

@@ -89,6 +89,31 @@ def test_what_one_user_piles_up_pushes_out_nobody_elses_history(house: Run, cloc
     house(scenario)
 
 
+def test_what_one_user_piles_up_takes_only_so_much(house: Run, clock: dict[str, int]) -> None:
+    async def scenario(house: House) -> None:
+        history, store = house.manager.history, house.manager.store
+        large = {"Command": Variant("as", ["true", "x" * 100_000])}
+        roots = await finished(house, 20, lambda number: NOW - 2000 + number, large)
+        pretend(house)
+        small = await finished(house, 5, lambda number: NOW - 1000 + number)
+        theirs = await finished(house, 20, lambda number: NOW - 500 + number, large)
+        assert not history._again.is_set()
+        house.manager.configure(replace(house.manager.config, keep_finished_bytes_per_user=1_000_000))
+        await history.retire()
+        kept = [job.id for job in store.search(Filter(reverse=True), 100)]
+        assert kept == [*roots, *theirs[-9:]]  # the oldest went, small ones too; of root's none
+        used = await store.finished_bytes()
+        assert 900_000 < used[4242] < 1_000_000 < used[0]
+        history._again.clear()
+        await finished(house, 1, lambda number: NOW)
+        assert not history._again.is_set()
+        await finished(house, 2, lambda number: NOW, large)
+        assert history._again.is_set()  # an eighth is reached: it looks at once
+        assert len(small) == 5
+
+    house(scenario)
+
+
 def test_a_clock_that_jumps_removes_nothing_at_once(house: Run, clock: dict[str, int]) -> None:
     async def scenario(house: House) -> None:
         await finished(house, 5, lambda number: NOW + number)

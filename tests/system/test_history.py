@@ -109,8 +109,8 @@ def cancel_thousands(count: int) -> int:
     return sum(bus.call("Count", "a{sv}", {"Name": ("s", "legion")}).values())
 
 
-def count_legion() -> int:
-    return sum(Bus().call("Count", "a{sv}", {"Name": ("s", "legion")}).values())  # noqa: F821
+def count_of(name: str) -> int:
+    return sum(Bus().call("Count", "a{sv}", {"Name": ("s", name)}).values())  # noqa: F821
 
 
 def test_thousands_go_when_fewer_are_to_be_kept_and_leave_a_record(machine: Machine) -> None:
@@ -120,13 +120,35 @@ def test_thousands_go_when_fewer_are_to_be_kept_and_leave_a_record(machine: Mach
     assert inside(machine, cancel_thousands, 2000, user="root", timeout=300) == 2000
     assert jobctl(machine, "stop", first).returncode == 0
     assert configure(machine, "[Manager]", "KeepFinished=20").returncode == 0
-    machine.wait_until(lambda: inside(machine, count_legion, user="root") <= 20, what="thousands to go", timeout=120)
+    machine.wait_until(
+        lambda: inside(machine, count_of, "legion", user="root") <= 20, what="thousands to go", timeout=120
+    )
     assert jobctl(machine, "list").returncode == 0
     records = [one for one in told_of(machine, "JOBSVC_EVENT=removed") if one["JOBSVC_REQUEST"] == "retention"]
     says = "(legion, canceled) of root was removed from the history: KeepFinished=20 is reached."
     gone = [one for one in records if one["MESSAGE"].endswith(says)]  # those of other tests go as well
     assert len(gone) >= 1980
     assert gone[-1]["JOBSVC_RESULT"] == "canceled"
+
+
+def pile_up(count: int) -> None:
+    """Jobs of 100 kB each that have had their end."""
+    bus = Bus()  # noqa: F821
+    large = {"Command": ("as", ["true", "x" * 100_000]), "Name": ("s", "pile")}
+    for _ in range(count):
+        ((job, _),) = bus.call("StartMany", "aa{sv}a{sv}", [large], {})
+        bus.until_ended(job, timeout=60)
+
+
+def test_one_users_history_takes_no_more_room_than_it_may(machine: Machine) -> None:
+    others = start(machine, "--", "true", user="bob")
+    ended(machine, others, user="bob")
+    assert configure(machine, "[Manager]", "KeepFinishedBytesPerUser=1M").returncode == 0
+    inside(machine, pile_up, 30, timeout=120)
+    machine.wait_until(lambda: inside(machine, count_of, "pile") <= 12, what="the oldest to go")
+    assert jobctl(machine, "status", others, user="bob").returncode == 3
+    says = "(pile, success) of alice was removed from the history: KeepFinishedBytesPerUser=1048576 is reached."
+    assert [one for one in told_of(machine, "JOBSVC_EVENT=removed") if one["MESSAGE"].endswith(says)]
 
 
 def test_age_ends_at_its_time_and_by_hand_at_once(machine: Machine) -> None:
