@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -186,12 +187,19 @@ def test_statistics_stall_nobody_and_show_nobody_elses(house: Run) -> None:
     house(scenario)
 
 
-def test_what_follows_a_job_is_noted_with_its_end_and_follows_it_once(house: Run) -> None:
+def test_what_follows_a_job_is_noted_with_its_end_and_follows_it_once(
+    house: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario(house: House) -> None:
         house.manager.configure(replace(house.manager.config, on_finish=("/bin/true",)))
-        (job_id,) = await finished(house, 1, lambda number: NOW)
+        ((job_id, _),) = (await house.call("StartMany", "aa{sv}a{sv}", [TRUE], {}))[0]
+        with monkeypatch.context() as full:
+            full.setattr(house.manager.store, "flush", lambda: (_ for _ in ()).throw(sqlite3.OperationalError("full")))
+            end = Finished(Result.SUCCESS, at=NOW, exit_code=0)
+            house.manager.change(house.manager.jobs[job_id], lambda job: model.finish(job, end))
         with contextlib.closing(Store(house.manager.store._path)) as other:  # as the next life would find it
             assert [job.state for job in other.search(Filter(), 9)] == ["queued"]
+        assert not house.manager.jobs  # that life has the job followed, too: this one's hook is not launched yet
         house.manager.commits.flush()
         (hook,) = house.manager.jobs.values()
         with contextlib.closing(Store(house.manager.store._path)) as other:
