@@ -88,7 +88,7 @@ def variants(values: dict[str, Any]) -> dict[str, tuple[str, Any]]:
     kinds |= dict.fromkeys(("ExitCode", "Signal", "Priority"), "i")
     kinds |= {"MaxRunning": "u", "Maintenance": "b", "Source": "s"}
     found: dict[str, tuple[str, Any]] = {}
-    for name, value in values.items():
+    for name, value in list(values.items()):  # the test may add to them meanwhile
         if name in ("Limits", "Usage", "Output"):
             found[name] = ("a{sv}", variants(value))
         elif isinstance(value, bytes):
@@ -211,7 +211,7 @@ class FakeService:
         asked = {key: value for key, (_, value) in spec.items()}
         if asked.pop("DryRun", False):
             return "so", ("", "/")
-        for known in self.jobs.values():
+        for known in list(self.jobs.values()):
             if "RequestId" in asked and known.get("RequestId") == asked["RequestId"]:
                 return "so", (known["Id"], "/")
         made = job(0xABC0 + len(self.jobs), RequestId=asked.get("RequestId"), Command=asked.get("Command", ["script"]))
@@ -289,7 +289,7 @@ class FakeService:
         """To each job of the filter what is done to one."""
         asked = {key: value for key, (_, value) in rest[-1].items()}
         assert bool(ids) != bool(asked)
-        found = ids or [each["Id"] for each in self.jobs.values() if self.fits(each, asked)]
+        found = ids or [each["Id"] for each in list(self.jobs.values()) if self.fits(each, asked)]
         outcomes = []
         for job_id in found:
             try:
@@ -388,7 +388,7 @@ class FakeService:
         self.tell("JobChanged", "sss", (job_id, found["State"], found.get("Result", "")))
 
     def tell(self, member: str, signature: str, body: tuple[Any, ...]) -> None:
-        for subscriber in self.subscribers:
+        for subscriber in list(self.subscribers):  # others come while we tell
             signal = new_signal(EMITTER, member, signature, body)
             signal.header.fields[HeaderFields.destination] = subscriber
             self._bus.send(signal)
