@@ -24,7 +24,7 @@ def reach(key: str, attempts: int) -> list[list[str]]:
     hold = {"Hold": ("b", True), "Command": ("as", ["true"])}
     long = {"Command": ("as", ["true", "x" * 3000])}
     root = {"Command": ("as", ["true"]), "User": ("s", "root")}
-    first, buses, told = Bus(), [], []  # noqa: F821
+    first, buses, told, kept = Bus(), [], [], []  # noqa: F821
     job = first.start("true", Hold=("b", True)) if key in ("MaxCallsPerUser", "MaxFollowersPerUser") else ""
     calls: dict[str, tuple[Any, ...]] = {
         "MaxQueued": ("Start", "a{sv}", hold),
@@ -42,7 +42,7 @@ def reach(key: str, attempts: int) -> list[list[str]]:
     serials = [bus.send(*calls[key], flags=4) for bus in buses]
     for bus, serial in zip(buses, serials, strict=True):
         try:
-            bus.reply(serial)
+            kept.append(bus.reply(serial))  # an output that is closed is followed no more
             told.append(["", ""])
         except Refused as error:  # noqa: F821
             told.append([error.name, error.text])
