@@ -30,6 +30,12 @@ def of_process(pid: int) -> str | None:
     return next((os.fsdecode(line[3:]) for line in lines if line.startswith(b"0::")), None)
 
 
+def within(path: str, group: str) -> bool:
+    """Whether the cgroup of a process is this one or below it."""
+    path = path.removesuffix(" (deleted)")  # a process that is just ending may outlast its cgroup, and says so
+    return path == group or path.startswith(group + "/")
+
+
 class Scope:
     """The cgroup of one run, by its path below the mount."""
 
@@ -91,9 +97,7 @@ class Scope:
 
     def holds(self, pid: int) -> bool:
         """Whether the process is in the scope or below it."""
-        # A process that is just ending may outlast the cgroup, and says so.
-        path = (of_process(pid) or "").removesuffix(" (deleted)")
-        return path == self.path or path.startswith(self.path + "/")
+        return within(of_process(pid) or "", self.path)
 
     def signal(self, number: int) -> None:
         """Signal every process once; whoever is forked meanwhile is found by another pass."""

@@ -56,10 +56,10 @@ class History:
 
     def ended(self, job: Job) -> None:
         """What one user piles up does not wait for the next look to be due."""
-        owner = job.owner.uid
-        self._fresh[owner] += weight(job)
-        if owner and self._fresh[owner] > self._owner.config.keep_finished_bytes_per_user // SHARE:
-            self._again.set()
+        if owner := job.owner.uid:
+            self._fresh[owner] += weight(job)
+            if self._fresh[owner] > self._owner.config.keep_finished_bytes_per_user // SHARE:
+                self._again.set()
 
     async def keep(self) -> None:
         """For ever."""
@@ -86,28 +86,26 @@ class History:
             unfinished = Counter(job.owner.uid for job in self._owner.jobs.values())
             finished = {owner: count - unfinished[owner] for owner, count in store.by_owner().items()}
             for owner, count in retention.shares(finished, excess).items():
-                await self._retire_of(owner, count, f"KeepFinished={config.keep_finished} is reached")
+                why = f"KeepFinished={config.keep_finished} is reached"
+                await self._retire_of(owner, count, lambda ids: dict.fromkeys(ids, 1), AT_ONCE, why)
         self._fresh.clear()
         limit = config.keep_finished_bytes_per_user
         for owner, used in (await store.finished_bytes()).items():
             if owner and used > limit:
-                await self._retire_bytes(owner, used - limit, f"KeepFinishedBytesPerUser={limit} is reached")
+                why = f"KeepFinishedBytesPerUser={limit} is reached"
+                await self._retire_of(owner, used - limit, store.sizes, FEW, why)
         store.forget_requests(reckoning.before(config.keep_request_id_usec, present))
 
-    async def _retire_of(self, owner: int, count: int, why: str) -> None:
-        while count > 0 and (expired := self._owner.store.oldest_of(owner, min(count, AT_ONCE))):
-            count -= len(expired)
-            self._owner.remove(expired, why, NOBODY)
-            await asyncio.sleep(0)
-
-    async def _retire_bytes(self, owner: int, excess: int, why: str) -> None:
-        store = self._owner.store
-        while excess > 0 and (oldest := store.oldest_of(owner, FEW)):
-            sizes = store.sizes(job.id for job in oldest)
+    async def _retire_of(
+        self, owner: int, excess: int, sizes: Callable[[list[str]], dict[str, int]], at_once: int, why: str
+    ) -> None:
+        """The oldest jobs of an owner, until what they come to, as `sizes` counts it, is no less than the excess."""
+        while excess > 0 and (oldest := self._owner.store.oldest_of(owner, at_once)):
+            size = sizes([job.id for job in oldest])
             expired = []
             while excess > 0 and oldest:
                 expired.append(job := oldest.pop(0))
-                excess -= sizes[job.id]
+                excess -= size[job.id]
             self._owner.remove(expired, why, NOBODY)
             await asyncio.sleep(0)
 

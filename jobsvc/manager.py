@@ -228,7 +228,6 @@ class Manager:
         self._show(job)
         self._drop_stdin(job.id)
         self.allowance.ended(job)
-        self.history.ended(job)
         if job.key not in self.runners and (live := self._lives.pop(job.key, None)):
             live.closed = True
             live.notify()
@@ -242,6 +241,7 @@ class Manager:
             if broken:
                 self.cancel(again, f"job {broken.id}, on which it depends, is {broken.state}")
             return
+        self.history.ended(new)
         # Noted in one transaction with the end that they follow, they follow it once.
         follow = [
             self.store.put(job) for job in hooks.after(new, self.config, realtime_usec(), lambda: self._began(new))

@@ -134,7 +134,7 @@ class Runner:
         run = self.job.run
         if self._go and not run.finished and run.main_pid and run.control_group:
             group = cgroup.of_process(run.main_pid)
-            if group is not None and not f"{group}/".startswith(f"{run.control_group}/"):
+            if group is not None and not cgroup.within(group, run.control_group):
                 self._send("look")
 
     async def stat(self) -> None:

@@ -175,6 +175,7 @@ GROUP BY day, user_name, queue ORDER BY day DESC, user_name, queue LIMIT 10000
 _SIZE = "length(body) + (SELECT coalesce(sum(length(runs.body)), 0) FROM runs WHERE runs.id = jobs.id)"
 SIZES = f"SELECT id, {_SIZE} FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
 FINISHED_BYTES = f"SELECT owner_uid, sum({_SIZE}) FROM jobs WHERE finished_at IS NOT NULL GROUP BY owner_uid"
+
 # Of a job that goes on after its runs before have ended those count, too.
 WROTE = """
 SELECT owner_uid, ended / 3600000000, sum(wrote)
