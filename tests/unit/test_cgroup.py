@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,13 +95,14 @@ def test_cgroup_of_a_process() -> None:
 
 @needs_root
 def test_a_user_may_name_a_cgroup_anything_but_two_lines() -> None:
-    place = os.fsencode(cgroup_mount()) + b"/jobsvc-\xff\r0::/-%d" % os.getpid()
-    os.makedirs(place)
+    mount = os.fsencode(cgroup_mount())  # both suites' tests use it at once, each as a PID 1: no name from a pid
+    place = tempfile.mkdtemp(prefix=b"jobsvc-", suffix=b"\xff\r0::", dir=mount) + b"/run"
+    os.mkdir(place)
     child = subprocess.Popen(["sleep", "60"])
     try:
         with open(place + b"/cgroup.procs", "w") as procs:
             procs.write(str(child.pid))
-        assert os.fsencode(of_process(child.pid) or "").endswith(place.removeprefix(os.fsencode(cgroup_mount())))
+        assert os.fsencode(of_process(child.pid) or "").endswith(place.removeprefix(mount))
     finally:
         child.kill()
         child.wait()
