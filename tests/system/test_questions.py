@@ -214,22 +214,19 @@ def test_an_administrators_password_is_asked_for_in_the_terminal_and_only_the_ri
     machine: Machine,
 ) -> None:
     """alice has logged in and root has a password, which pkttyagent gives to PAM."""
-    words = ["--uid", "root", "-d", "/", "--", "sh", "-c", "id -u; touch /root/typed"]
-    calls = [(["jobctl", "run", *words], "sesame"), (["jobctl", "start", *words], "sesame")]
-    calls += [(["jobctl", "run", *words], "wrong"), (["jobctl", "start", *words], "wrong")]
-    calls += [(["jobctl", "--no-ask-password", "run", *words], "sesame")]
+    leave = ["--uid", "root", "-d", "/", "--", "sh", "-c", "id -u; touch /root/$0"]
+    calls = [(["jobctl", "run", *leave, "right"], "sesame"), (["jobctl", "start", *leave, "right"], "sesame")]
+    calls += [(["jobctl", "run", *leave, "wrong"], "wrong"), (["jobctl", "start", *leave, "wrong"], "wrong")]
+    calls += [(["jobctl", "--no-ask-password", "run", *leave, "wrong"], "sesame")]
     theirs = start(machine, "--name", "theirs", "--", "sleep", "600", user="bob")
     calls += [(["jobctl", "status", "-n", "0", theirs], "sesame")]  # named by its whole id, it may be shown
     made = machine.run("chpasswd", input=b"root:sesame\n")
     assert made.returncode == 0
     try:
-        told = inside(machine, typed, calls[:2], login=True)
-        assert machine.exists("/root/typed")
-        machine.run("rm", "/root/typed")
-        told += inside(machine, typed, calls[2:], login=True)
-        assert not machine.exists("/root/typed")
+        told = inside(machine, typed, calls, login=True)
+        assert (machine.exists("/root/right"), machine.exists("/root/wrong")) == (True, False)
     finally:
-        machine.run("sh", "-c", "usermod -p '*' root; rm -f /root/typed; loginctl terminate-user alice")
+        machine.run("sh", "-c", "usermod -p '*' root; rm -f /root/right /root/wrong; loginctl terminate-user alice")
         jobctl(machine, "stop", theirs, user="bob")
     assert [code for code, _ in told] == [0, 0, 125, 5, 125, 0], told
     assert "theirs" in told[5][1]
