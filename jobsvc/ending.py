@@ -83,6 +83,7 @@ def take(job: Job, report: Report, usage: dict[str, Any], at: int) -> Job:
         started_at=report.get("started_usec") or job.run.started_at,
         stdout_bytes=report.get("stdout_bytes"),
         stderr_bytes=report.get("stderr_bytes"),
+        journal_bytes=report.get("journal_bytes"),
         usage=best_usage(report, usage) if report.get("begun") else {},
         missing=tuple((s, a, b, "cut") for s, a, b in report.get("cut", ())),
     )

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import deque
+from collections.abc import Callable
 
 from jobsvc import events, native
-from jobsvc.model import Finished, Job
+from jobsvc.model import Finished, Job, User
 
 SOCKET = "/run/systemd/journal.jobsvc/socket"
 MAX_UNSENT = 10_000
 
 
 class Events:
-    """Sends without ever waiting: what a slow or absent journal cannot take is sent with the next event."""
+    """Sends without ever waiting: what a slow or absent journal cannot take is sent with the next event.
+
+    `room` says whether there may be one more about jobs of this owner.
+    """
 
     def __init__(self, path: str = SOCKET) -> None:
+        self.room: Callable[[User], bool] = lambda owner: True
         self._path = path
         self._socket: socket.socket | None = None
         self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
@@ -46,6 +51,8 @@ class Events:
         self._note("reloaded", events.RELOADED, f"The configuration was read anew for {who}.", request)
 
     def _send(self, job: Job, event: str, message_id: str, text: str, request: str, **more: str) -> None:
+        if not self.room(job.owner):
+            return
         known = {
             "JOBSVC_ID": job.id,
             "JOBSVC_RUN": str(job.run.number),

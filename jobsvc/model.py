@@ -127,6 +127,7 @@ class Run:
     started_at: int | None = None
     stdout_bytes: int | None = None
     stderr_bytes: int | None = None
+    journal_bytes: int | None = None  # what its output takes there
     missing: tuple[tuple[str, int, int, str], ...] = ()  # stream, from, to, why
     usage: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     limits_not_in_force: tuple[str, ...] = ()

@@ -25,8 +25,9 @@ class Orders:
         return self.run.record.hello()
 
     def offsets(self) -> bytes:
-        stdout, stderr = self.run.record.sent()
-        return control.pack("offsets", stdout=stdout, stderr=stderr)
+        record = self.run.record
+        stdout, stderr = record.sent()
+        return control.pack("offsets", stdout=stdout, stderr=stderr, journal_bytes=record.journal_bytes)
 
     def dropped(self) -> None:
         self.run.nobody()

@@ -69,8 +69,9 @@ class Pump:
                 + native.field("PRIORITY", str(stream.priority))
             )
         self.room: int | None = request.log_size_max
-        # Else what cuts is LogSizeMax=, or as much as the owner had left when it began.
-        self.budget_is_used_up = self.room is not None and self.room == request.output_left
+        self.taken = 0  # bytes of the journal that its entries take
+        self.most: int | None = request.output_left  # that they may take
+        self.budget_is_used_up = False
         self.cut: dict[str, list[int]] = {}
         self.sender: native.Sender
         self.on_end: Callable[[], None]
@@ -198,13 +199,15 @@ class Pump:
 
     def emit(self, stream: Stream, data: bytes, offset: int) -> None:
         """One entry, as far as LogSizeMax= and the owner's budget have room."""
+        kept = self._fitting(len(data))
+        if kept < len(data):
+            self._cut(stream, offset + kept, offset + len(data))
+            data = data[:kept]
+        if not data:
+            return
+        self.taken += self._cost() + kept
         if self.room is not None:
-            if len(data) > self.room:
-                self._cut(stream, offset + self.room, offset + len(data))
-                data = data[: self.room]
-            self.room -= len(data)
-            if not data:
-                return
+            self.room -= kept
         head = b"%bJOBSVC_OFFSET=%d\nMESSAGE\n%b" % (
             stream.prefix,
             offset,
@@ -213,11 +216,23 @@ class Pump:
         output = (stream.name, offset, offset + len(data))
         self.sender.send(native.Entry([head, data, b"\n"], self.credentials, output))
 
-    def bound(self, left: int) -> None:
-        """The owner's jobs may write no more than that from now on."""
-        if self.room is None or left < self.room:
-            self.room = left
+    def _fitting(self, count: int) -> int:
+        """How many bytes of a next entry there is room for."""
+        if self.room is not None:
+            count = min(count, self.room)
+        if self.most is not None and count > (left := max(0, self.most - self.taken - self._cost())):
             self.budget_is_used_up = True
+            return left
+        return count
+
+    def _cost(self) -> int:
+        """What a next entry takes besides its bytes; the first brings about the one that marks the end of output."""
+        return native.ENTRY_COST if self.taken else 2 * native.ENTRY_COST
+
+    def bound(self, left: int) -> None:
+        """Its entries may take no more of the journal than that from now on."""
+        if self.most is None or self.taken + left < self.most:
+            self.most = self.taken + left
 
     def notes(self) -> list[str]:
         """What is to be told beside the result."""

@@ -69,6 +69,7 @@ class Record:
             started_usec=self.started_usec,
             stdout=stdout,
             stderr=stderr,
+            journal_bytes=self.journal_bytes,
             io_devices=self.io_devices,
             report=self.report,
             undelivered=self.undelivered,
@@ -80,6 +81,11 @@ class Record:
             return 0, 0
         stdout, stderr = self.pump.streams
         return stdout.sent, stderr.sent
+
+    @property
+    def journal_bytes(self) -> int:
+        """How much of the journal its output takes."""
+        return 0 if self.pump is None else self.pump.taken
 
     def use(self, usage: dict[str, int]) -> None:
         """More figures. All of them only ever rise: of two samples the higher knew more."""
@@ -118,6 +124,7 @@ class Record:
             "runtime_usec": self.clock.elapsed_usec(monotonic),
             "stdout_bytes": read[0],
             "stderr_bytes": read[1],
+            "journal_bytes": self.journal_bytes,
             "cut": cut,
             "undelivered": self.undelivered,
             "usage": self.usage,

@@ -52,8 +52,9 @@ class Request:
         self.pam: str = facts.get("pam", "session")
         self.start_timeout_usec: int = facts.get("start_timeout_usec", 60_000_000)
         self.log_size_max: int | None = facts.get("log_size_max")
-        self.output_left: int | None = facts.get("output_left")  # what the owner's jobs may write when it begins
-        self.output_step: int | None = facts.get("output_step")  # bytes after which to tell how far it is
+        self.output_left: int | None = facts.get("output_left")  # bytes of the journal that it may take
+        self.output_step: int | None = facts.get("output_step")  # of them, after which to tell how far it is
+        self.quiet: bool = facts.get("quiet", False)  # no life events
         self.sample_memory: bool = facts.get("sample_memory", False)
         self.request_id: str = facts.get("request", "")
 

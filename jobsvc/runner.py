@@ -35,6 +35,7 @@ ANSWER_WITHIN = 15.0  # seconds for a supervisor to do what it is asked
 BOUNDS = ("RuntimeMaxUSec", "TimeoutStopUSec")  # the supervisor's to keep
 IN_PAM = "its supervisor ended while PAM opened the session"
 STOP_GRACE = 10.0  # seconds beyond TimeoutStopSec=, within which SIGKILL has had its effect or has none
+EVENTS = 3  # life events that a supervisor writes
 # Of what its owner's jobs may still write a run says each time that it has written so much more.
 SHARES, LEAST_STEP, LARGEST_STEP = 16, 1024 * 1024, 16 * 1024 * 1024
 START_GRACE = 30.0  # seconds beyond StartTimeoutSec=, within which a supervisor has to have given up by itself
@@ -233,8 +234,8 @@ class Runner:
             request = rundir.build(self.job, self._owner.config, sample)
             left = self._owner.allowance.left(self.job.owner.uid)
             if left != spec.INFINITY:
-                request["log_size_max"] = min(left, left if (own := request["log_size_max"]) is None else own)
                 request |= {"output_left": left, "output_step": min(max(left // SHARES, LEAST_STEP), LARGEST_STEP)}
+            request["quiet"] = not self._owner.allowance.events(self.job.owner, EVENTS)
             rundir.write(self.key, request)
             await self._owner.launcher.launch(self.key, stdin)
         except (launch.LauncherGone, OSError) as error:
@@ -358,7 +359,8 @@ class Runner:
     def _count(self, packet: dict[str, Any], *, by_then: bool = False) -> None:
         self.live.count(packet.get("stdout") or 0, packet.get("stderr") or 0)
         if not self.job.run.finished:
-            self._owner.allowance.wrote(self.job, self.live.stdout + self.live.stderr, by_then=by_then)
+            took = packet.get("journal_bytes") or self.live.stdout + self.live.stderr
+            self._owner.allowance.wrote(self.job, took, by_then=by_then)
 
     async def _admit(self, packet: dict[str, Any]) -> None:
         """The main process waits at its barrier: put it into its scope, see that the limits hold, go."""

@@ -176,17 +176,18 @@ _SIZE = "length(body) + (SELECT coalesce(sum(length(runs.body)), 0) FROM runs WH
 SIZES = f"SELECT id, {_SIZE} FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
 FINISHED_BYTES = f"SELECT owner_uid, sum({_SIZE}) FROM jobs WHERE finished_at IS NOT NULL GROUP BY owner_uid"
 
-# Of a job that goes on after its runs before have ended those count, too.
+# Of a job that goes on after its runs before have ended those count, too. Of a run that does not say what its output
+# took (of an earlier release, or lost) only the bytes themselves are known.
 WROTE = """
-SELECT owner_uid, ended / 3600000000, sum(wrote)
+SELECT owner_uid, ended / 3600000000, sum(wrote + ?)
 FROM (
     SELECT owner_uid, json_extract(runs.body, '$.phase[1].at') AS ended,
-        coalesce(json_extract(runs.body, '$.stdout_bytes'), 0) + coalesce(json_extract(runs.body, '$.stderr_bytes'), 0)
-            - coalesce((SELECT sum(json_extract(value, '$[2]') - json_extract(value, '$[1]'))
-                FROM json_each(runs.body, '$.missing') WHERE json_extract(value, '$[3]') = 'cut'), 0) AS wrote
+        coalesce(json_extract(runs.body, '$.journal_bytes'),
+            coalesce(json_extract(runs.body, '$.stdout_bytes'), 0)
+            + coalesce(json_extract(runs.body, '$.stderr_bytes'), 0)) AS wrote
     FROM jobs JOIN runs ON runs.id = jobs.id
     WHERE (finished_at IS NULL OR finished_at >= ?) AND json_extract(runs.body, '$.phase[0]') = 'Finished')
-WHERE ended >= ? GROUP BY 1, 2 HAVING sum(wrote) > 0 ORDER BY 2
+WHERE ended >= ? GROUP BY 1, 2 ORDER BY 2
 """
 
 
@@ -482,10 +483,14 @@ class Store:
         """How many bytes each of these jobs takes, with all its runs."""
         return dict(self._db.execute(SIZES, (_encode(list(job_ids)),)).fetchall())
 
-    async def wrote_since(self, begin: int) -> list[tuple[int, int, int]]:
-        """The output that the journal got of runs that ended since then: owner's uid, hour since 1970, bytes."""
+    async def wrote_since(self, begin: int, each: int) -> list[tuple[int, int, int]]:
+        """What runs that ended since then take of the journal: owner's uid, hour since 1970, bytes.
+
+        `each` is what a run takes beside its output.
+        """
         self._try_flush()
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, WROTE, [begin, begin])
+        arguments = [each, begin, begin]
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, WROTE, arguments)
 
     def _read(self, query: str, arguments: list[Any]) -> list[Any]:
         with contextlib.closing(sqlite3.connect(f"file:{quote(self._path)}?mode=ro", uri=True)) as db:

@@ -14,17 +14,24 @@ INFO = "6"
 
 
 class Story:
-    """Tells of one run. The entries follow the output on the same socket, so they come after it."""
+    """Tells of one run. The entries follow the output on the same socket, so they come after it.
+
+    If it is to be quiet it tells of nothing but the end of output that there was.
+    """
 
     def __init__(self, request: Request, sender: native.Sender) -> None:
         self.request = request
         self.sender = sender
 
     def started(self, pid: int) -> None:
+        if self.request.quiet:
+            return
         text = f"Job {self.request.name} ({self.request.id}) started."
         self._tell(events.STARTED, "started", text, JOBSVC_MAIN_PID=pid)
 
     def finished(self, report: dict[str, Any]) -> None:
+        if self.request.quiet:
+            return
         text = f"Job {self.request.name} ({self.request.id}) finished: {report['result']}"
         self._tell(
             events.FINISHED,
@@ -39,6 +46,8 @@ class Story:
 
     def end_of_output(self, report: dict[str, Any]) -> None:
         """The last entry of all: once journald has taken it, it has processed what came before."""
+        if self.request.quiet and not report["journal_bytes"]:
+            return
         out, err = report["stdout_bytes"], report["stderr_bytes"]
         self._tell(
             events.END_OF_OUTPUT,

@@ -66,7 +66,7 @@ class Supervisor:
         self.on_disk = False
         self.end_by: float | None = None
         self.nudged = 0.0
-        self.told = 0  # bytes of output of which everybody knows
+        self.told = 0  # bytes of the journal of which everybody knows
 
     def run(self) -> None:
         """The whole life."""
@@ -299,8 +299,8 @@ class Supervisor:
     def sent(self, output: native.Range) -> None:
         assert self.record.pump is not None
         self.record.pump.sent(output)
-        if self.request.output_step and sum(self.record.sent()) >= self.told + self.request.output_step:
-            self.told = sum(self.record.sent())
+        if self.request.output_step and self.record.journal_bytes >= self.told + self.request.output_step:
+            self.told = self.record.journal_bytes
             self.peers.count()
         self.events.at("nudge", max(loop.now(), self.nudged + NUDGE), self.nudge)
 

@@ -24,6 +24,7 @@ from jobsvc.config import Config
 from jobsvc.errors import AccessDenied, InteractiveAuthorizationRequired, Quota
 from jobsvc.live import Live
 from jobsvc.model import Finished, Result, Running, User
+from jobsvc.native import ENTRY_COST
 from jobsvc.polkit import SHOWN, Action, Polkit, showable
 from jobsvc.runner import Runner
 from jobsvc.share import Budget, Turns
@@ -76,9 +77,32 @@ def test_what_a_user_writes_in_a_day_is_bounded(house: Run) -> None:
     house(scenario)
 
 
+def test_what_happens_to_jobs_takes_no_more_than_half_of_what_their_owner_may_write(
+    house: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(house: House) -> None:
+        bound(house, max_output_per_user=20 * ENTRY_COST)
+        sent: list[str] = []
+        house.manager.events._note = lambda event, *_, **__: sent.append(event)  # type: ignore[method-assign]
+        pretend(house)
+        for _ in range(20):
+            job_id, _ = await house.call("Start", "a{sv}", TRUE)
+            await house.call("Stop", "sa{sv}", job_id, {})
+        assert sent == ["queued", "stop-requested"] * 5
+        assert house.manager.allowance.left(4242) == 10 * ENTRY_COST
+        assert caplog.text.count("half of MaxOutputPerUser=") == 1
+        assert not house.manager.allowance.events(User(4242, "alice"))
+        house.manager.allowance._had = Budget()
+        assert house.manager.allowance.events(User(4242, "alice"))
+        for _ in range(20):
+            assert house.manager.allowance.events(User(0, "root"))
+
+    house(scenario)
+
+
 def test_who_has_written_enough_is_cut_while_it_runs(house: Run) -> None:
     async def scenario(house: House) -> None:
-        bound(house, max_output_per_user=1000)
+        bound(house, max_output_per_user=100_000)
         runners = []
         for uid in (4242, 4242, 4243):
             pretend(house, f"user{uid}", uid)
@@ -87,14 +111,16 @@ def test_who_has_written_enough_is_cut_while_it_runs(house: Run) -> None:
             runner._go, runner._packets = True, Wire()  # type: ignore[assignment]
             house.manager.runners[runner.key] = runner
             runners.append(runner)
+        house.manager.allowance._had = Budget()
         first, second, other = runners
-        for number in (600, 300, 600):  # newest wins
-            await first._take({"type": "offsets", "stdout": number, "stderr": 0})
-        await other._take({"type": "offsets", "stdout": 900, "stderr": 0})
-        assert house.manager.allowance.left(4242) == 400
+        for number in (60_000, 30_000, 60_000):  # newest wins
+            await first._take({"type": "offsets", "stdout": 1, "stderr": 0, "journal_bytes": number})
+        await other._take({"type": "offsets", "stdout": 90_000, "stderr": 0})  # of an earlier release
+        assert house.manager.allowance.left(4242) == 40_000
+        assert house.manager.allowance.left(4243) == 10_000
         assert [runner._packets.sent for runner in runners] == [[], [], []]  # type: ignore[union-attr]
-        await second._take({"type": "offsets", "stdout": 0, "stderr": 400})
-        await second._take({"type": "offsets", "stdout": 0, "stderr": 500})
+        await second._take({"type": "offsets", "stdout": 0, "stderr": 2, "journal_bytes": 40_000})
+        await second._take({"type": "offsets", "stdout": 0, "stderr": 3, "journal_bytes": 50_000})
         cut = [{"type": "ask", "what": "bounds", "output_left": 0}]
         assert [runner._packets.sent for runner in runners] == [cut, cut, []]  # type: ignore[union-attr]
         house.manager.runners.clear()
@@ -118,26 +144,25 @@ def test_what_was_written_before_a_restart_counts(house: Run) -> None:
     hour = 3_600_000_000
 
     async def scenario(house: House) -> None:
-        bound(house, max_output_per_user=1000)
+        bound(house, max_output_per_user=100_000)
         pretend(house)
-        for age, wrote in ((1, 200), (23, 300), (30, 400)):
+        for age, wrote in ((1, {"journal_bytes": 200}), (23, {}), (30, {"journal_bytes": 400})):
             job_id, _ = await house.call("Start", "a{sv}", TRUE)
             end = Finished(Result.SUCCESS, at=realtime_usec() - age * hour)
-            missing = (("stdout", 50, 100, "cut"), ("stdout", 0, 20, "lost"))
-            facts = {"stdout_bytes": wrote - 10, "stderr_bytes": 10, "missing": missing}
+            facts = {"stdout_bytes": 290, "stderr_bytes": 10} | wrote
             job = house.manager.change(
                 house.manager.jobs[job_id], lambda job, end=end, facts=facts: model.finish(job, end, **facts)
             )
         house.manager.allowance._had = Budget()
         await house.manager.reconcile()
-        assert house.manager.allowance.left(4242) == 1000 - (200 - 50) - (300 - 50)
+        assert house.manager.allowance.left(4242) == 100_000 - 200 - 300 - 2 * 4 * ENTRY_COST
         old, young = (
             replace(job.run, number=n, phase=Running(), started_at=realtime_usec() - n * hour) for n in (30, 2)
         )
         house.manager.allowance.wrote(replace(job, run=old), 5000, by_then=True)
         house.manager.allowance.wrote(replace(job, run=old), 5100)
         house.manager.allowance.wrote(replace(job, run=young), 40, by_then=True)
-        assert house.manager.allowance.left(4242) == 1000 - (200 - 50) - (300 - 50) - 100 - 40
+        assert house.manager.allowance.left(4242) == 100_000 - 200 - 300 - 2 * 4 * ENTRY_COST - 100 - 40
 
     house(scenario)
 

@@ -34,10 +34,30 @@ def test_only_root_writes_to_the_journal_of_the_jobs(machine: Machine) -> None:
     assert inside(machine, doors, user="root")["socket"] == "open"
 
 
-def test_one_users_flood_pushes_out_nothing_of_anothers(machine: Machine) -> None:
+# Two bytes an entry, and the journal needs hundreds for each.
+TRICKLE = """
+import os, time
+for _ in range(20_000):
+    os.write(1, b"o\\n")
+    os.write(2, b"e\\n")
+    time.sleep(0.0005)
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "user", "floods"),
+    [
+        (64, 24, "bob", [["head", "-c", "20M", "/dev/urandom"]] * 10),
+        (32, 6, "carol", [["python3", "-c", TRICKLE]]),
+    ],
+    ids=["of-bytes", "of-entries"],
+)
+def test_one_users_flood_pushes_out_nothing_of_anothers(
+    machine: Machine, size: int, most: int, user: str, floods: list[list[str]]
+) -> None:
     """The journal has room for what all users together may write in a day, and for what is around it."""
-    machine.write(SMALL, "[Journal]\nSystemMaxUse=64M\nSystemMaxFileSize=4M\n")
-    machine.write(CONF, "[Manager]\nMaxOutputPerUser=24M\nMaxRunningPerUser=1\n")
+    machine.write(SMALL, f"[Journal]\nSystemMaxUse={size}M\nSystemMaxFileSize=4M\n")
+    machine.write(CONF, f"[Manager]\nMaxOutputPerUser={most}M\nMaxRunningPerUser=1\n")
     systemctl(machine, "restart", JOURNALD)
     systemctl(machine, "reload", "jobsvc.service")
     lines = b"".join(b"%d\n" % number for number in range(1, 150_001))
@@ -47,15 +67,18 @@ def test_one_users_flood_pushes_out_nothing_of_anothers(machine: Machine) -> Non
         hers = start(machine, "--", "seq", "150000")
         assert ended(machine, hers)["result"] == "success"
         machine.run(*rotate)  # what is not written to any more is what goes first
-        floods = [start(machine, "--", "head", "-c", "20M", "/dev/urandom", user="bob") for _ in range(10)]
-        told = [ended(machine, job, user="bob") for job in floods]
+        theirs = [start(machine, "--", *flood, user=user) for flood in floods]
+        told = [ended(machine, job, user=user) for job in theirs]
         assert {one["result"] for one in told} == {"success"}
-        outputs = [one["output"] for one in told]
-        assert sum(one["stdout_bytes"] for one in outputs) == 10 * 20 * 1024**2
+        assert told[-1]["reason"] == "its output was cut: MaxOutputPerUser= is reached"
         done = jobctl(machine, "logs", hers)
         assert (done.returncode, done.stdout == lines, done.stderr) == (0, True, b"")
-        kept = sum(one["stdout_bytes"] - one["missing_bytes"] for one in outputs)
-        assert kept <= 24 * 1024**2
+        outputs = [one["output"] for one in told]
+        kept = sum(one["stdout_bytes"] + one["stderr_bytes"] - one["missing_bytes"] for one in outputs)
+        assert 0 < kept <= most * 1024**2
+        quiet = start(machine, "--", "echo", "unheard", user=user)
+        assert ended(machine, quiet, user=user)["output"]["missing_bytes"] == len("unheard\n")
+        assert machine.run("journalctl", "--namespace=jobsvc", "-o", "cat", f"JOBSVC_ID={quiet}").stdout == b""
     finally:
         machine.run("rm", "-f", SMALL, CONF)
         systemctl(machine, "restart", JOURNALD)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from stage import NOBODY, Stage, eventually, lives, needs_root
 
+from jobsvc.native import ENTRY_COST
+
 pytestmark = needs_root
 
 
@@ -276,12 +278,13 @@ def test_a_run_tells_how_far_it_is_and_is_cut_when_its_owner_has_no_more(stage: 
         told.append(run.hear("offsets")["stdout"])
     assert len(told) <= 5
     eventually(lambda: len(stage.journal.output()) == 5_000_000)
-    assert run.ask("bounds", output_left=1000)["error"] == ""
+    assert run.ask("bounds", output_left=1000 + ENTRY_COST)["error"] == ""
     Path(gate(stage)).write_bytes(b"go\n")
     report = run.end()
     assert report["cut"] == [["stdout", 5_001_000, 10_000_000]]
     assert report["notes"] == ["its output was cut: MaxOutputPerUser= is reached"]
     assert len(stage.journal.output()) == 5_001_000
+    assert report["journal_bytes"] == (len(stage.journal.chunks()) + 1) * ENTRY_COST + 5_001_000
 
 
 def gate(stage: Stage) -> str:
@@ -291,10 +294,29 @@ def gate(stage: Stage) -> str:
     return path
 
 
-@pytest.mark.parametrize(("left", "notes"), [(1000, ["its output was cut: MaxOutputPerUser= is reached"]), (1001, [])])
-def test_what_cut_the_output_is_told(stage: Stage, left: int, notes: list[str]) -> None:
-    report = stage.run("head", "-c", "2000", "/dev/zero", log_size_max=1000, output_left=left)
-    assert (report["cut"], report["notes"]) == ([["stdout", 1000, 2000]], notes)
+@pytest.mark.parametrize(
+    ("left", "kept", "notes"), [(999, 999, ["its output was cut: MaxOutputPerUser= is reached"]), (1000, 1000, [])]
+)
+def test_what_cut_the_output_is_told(stage: Stage, left: int, kept: int, notes: list[str]) -> None:
+    report = stage.run("head", "-c", "2000", "/dev/zero", log_size_max=1000, output_left=2 * ENTRY_COST + left)
+    assert (report["cut"], report["notes"]) == ([["stdout", kept, 2000]], notes)
+
+
+def test_many_small_entries_count_as_what_the_journal_needs_for_them(stage: Stage) -> None:
+    left = 10 * ENTRY_COST
+    report = stage.run("sh", "-c", "for i in $(seq 30); do echo; sleep 0.01; done", output_left=left)
+    taken = (len(stage.journal.chunks()) + 1) * ENTRY_COST + len(stage.journal.output())
+    assert report["journal_bytes"] == taken
+    assert left - 3 * ENTRY_COST < taken <= left
+    assert report["cut"] == [["stdout", len(stage.journal.output()), 30]]
+
+
+def test_a_quiet_run_tells_only_where_output_ends(stage: Stage) -> None:
+    stage.run("echo", "out", quiet=True)
+    assert stage.journal.events() == ["end-of-output"]
+    stage.fresh()
+    assert stage.run("true", quiet=True)["journal_bytes"] == 0
+    assert stage.journal.entries == []
 
 
 class Server:

@@ -54,6 +54,9 @@ class Owner:
     def left(self, owner: int) -> int:
         return spec.INFINITY
 
+    def events(self, owner: User, count: int) -> bool:
+        return True
+
     async def launch(self, key: str, stdin: int | None) -> int:
         raise launch.LauncherGone("it hangs")
 
