@@ -78,6 +78,6 @@ class Allowance:
     async def recall(self, store: Store) -> None:
         """What was written in the last day, in earlier lives of the service."""
         present, uptime = realtime_usec(), time.monotonic()
-        for owner, hour, count in await store.wrote_since(present - DAY, EVENTS * ENTRY_COST):
+        for owner, hour, count in await store.figures.wrote_since(present - DAY, EVENTS * ENTRY_COST):
             age = max(0, present // HOUR - hour) * HOUR
             self._had.add(owner, count, uptime - age / 1_000_000)

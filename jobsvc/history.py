@@ -90,7 +90,7 @@ class History:
                 await self._retire_of(owner, count, lambda ids: dict.fromkeys(ids, 1), AT_ONCE, why)
         self._fresh.clear()
         limit = config.keep_finished_bytes_per_user
-        for owner, used in (await store.finished_bytes()).items():
+        for owner, used in (await store.figures.finished_bytes()).items():
             if owner and used > limit:
                 why = f"KeepFinishedBytesPerUser={limit} is reached"
                 await self._retire_of(owner, used - limit, store.sizes, FEW, why)

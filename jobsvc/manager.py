@@ -35,11 +35,12 @@ from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
 from jobsvc.live import Live
 from jobsvc.model import Finished, Job, Paused, Queued, Run, Running, Starting, State, Stopping
+from jobsvc.packing import pack_spec
 from jobsvc.reconcile import reconcile
 from jobsvc.roster import Roster
 from jobsvc.rounds import Rounds
 from jobsvc.runner import Runner
-from jobsvc.store import Store, pack_spec
+from jobsvc.store import Store
 from jobsvc.systemd import ScopeError, Systemd
 from jobsvc.turnstile import Turnstile
 

@@ -1,14 +1,13 @@
-"""jobs.db: what was accepted and how it went, in SQLite; the only module that knows SQL.
+"""jobs.db: what was accepted and how it went, in SQLite. What is in a row is in `packing`; `selection` and `figures`
+are questions. No other module knows SQL.
 
-A row a job and a row a run. Columns are what is searched by; the rest is one JSON text, so that a
-new fact needs no migration. Writes are gathered and committed together: `flush` makes them safe from
-a crash of the service, `sync` from a power cut.
+Writes are gathered and committed together: `flush` makes them safe from a crash of the service, `sync` from a power
+cut.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
@@ -16,14 +15,16 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jobsvc import model
 from jobsvc.errors import Internal
-from jobsvc.model import Job, Run, User
+from jobsvc.figures import SIZE, Figures
+from jobsvc.model import Job, Run
+from jobsvc.packing import BODIES, SELECT, UPSERT, pack_job, pack_run, unpack_job, unpack_run
+from jobsvc.selection import Filter
 
 SCHEMA = 1  # what this release writes
 READABLE_BY = 1  # the oldest schema whose release still reads what we write
@@ -49,168 +50,6 @@ CREATE INDEX requests_id ON requests (id);
 CREATE INDEX requests_removed ON requests (removed_at) WHERE removed_at IS NOT NULL;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-
-UPSERT = """
-INSERT INTO jobs
-    (id, seq, owner_uid, owner_name, uid, user_name, name, state, queue, created_at, finished_at, run, body)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET seq=excluded.seq, name=excluded.name, state=excluded.state, queue=excluded.queue,
-    finished_at=excluded.finished_at, run=excluded.run, body=excluded.body
-"""
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-RUN_FACTS = tuple(field.name for field in fields(Run) if field.name not in ("number", "phase"))
-JOB_FACTS = frozenset(field.name for field in fields(Job))
-UNSAID = Run(0, model.Starting())  # what need not be written
-PHASES = {
-    kind.__name__: kind
-    for kind in (model.Queued, model.Starting, model.Running, model.Paused, model.Stopping, model.Finished)
-}
-
-
-def pack_run(run: Run) -> str:
-    facts = {name: value for name in RUN_FACTS if (value := getattr(run, name)) != getattr(UNSAID, name)}
-    phase = {name: getattr(run.phase, name) for name in run.phase.__slots__}
-    name = type(run.phase).__name__
-    if isinstance(run.phase, model.Paused):  # a release that knows no pause sees a running job
-        name, facts["paused"] = "Running", True
-    return _encode({"number": run.number, **facts, "phase": [name, phase]})
-
-
-def unpack_run(text: str) -> Run:
-    facts = json.loads(text)
-    name, phase = facts["phase"]
-    if facts.get("paused"):
-        name = "Paused"
-    if name == "Finished":
-        phase["result"] = model.Result(phase["result"])
-    facts["phase"] = PHASES[name](**phase)
-    facts["missing"] = tuple(tuple(hole) for hole in facts.get("missing", ()))
-    facts["limits_not_in_force"] = tuple(facts.get("limits_not_in_force", ()))
-    facts["waiting_for"] = tuple(tuple(one) for one in facts.get("waiting_for", ()))
-    # A newer release may know more of a run than we do.
-    return Run(facts["number"], facts["phase"], **{known: facts[known] for known in RUN_FACTS if known in facts})
-
-
-ENCODED = "ScriptBase64"  # instead of Script, for what is not UTF-8
-
-
-def pack_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """A spec as JSON can hold it: of the values of bytes the CPU mask as hex, a script as text."""
-    packed = dict(spec)
-    if "AllowedCPUs" in spec:
-        packed["AllowedCPUs"] = spec["AllowedCPUs"].hex()
-    if "Script" in spec:
-        try:
-            packed["Script"] = spec["Script"].decode()
-        except UnicodeDecodeError:  # JSON would take six characters for each such byte
-            packed[ENCODED] = base64.b64encode(packed.pop("Script")).decode()
-        packed["Command"] = ["false"]  # a release that knows no scripts fails the job, not itself
-    return packed
-
-
-def unpack_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    if "AllowedCPUs" in spec:
-        spec["AllowedCPUs"] = bytes.fromhex(spec["AllowedCPUs"])
-    if ENCODED in spec:
-        spec["Script"] = base64.b64decode(spec.pop(ENCODED))
-        del spec["Command"]
-    elif "Script" in spec:
-        spec["Script"] = spec["Script"].encode("utf-8", "surrogateescape")
-        del spec["Command"]
-    return spec
-
-
-def _job(row: tuple[Any, ...]) -> Job:
-    job_id, seq, owner_uid, owner_name, uid, user_name, created_at, body, run = row
-    facts = {known: value for known, value in json.loads(body).items() if known in JOB_FACTS}  # a newer one has more
-    facts["spec"] = unpack_spec(facts["spec"])
-    facts.setdefault("priority_allowed", True)  # with the releases that do not say it, one above 0 took a right
-    return Job(
-        id=job_id,
-        seq=seq,
-        owner=User(owner_uid, owner_name),
-        user=User(uid, user_name),
-        created_at=created_at,
-        run=unpack_run(run),
-        **facts,
-    )
-
-
-ROW = (
-    "SELECT jobs.id, seq, owner_uid, owner_name, uid, user_name, created_at, jobs.body, runs.body"
-    " FROM jobs JOIN runs ON runs.id = jobs.id AND runs.number = jobs.run"
-)
-BODIES = slice(-2, None)
-
-
-STATS_KEYS = (
-    "User",
-    "Queue",
-    "Day",
-    "Jobs",
-    "Completed",
-    "Failed",
-    "Stopped",
-    "CPUUsageNSec",
-    "MemoryPeak",
-    "WaitUSec",
-)
-# A run that does not say when it came to the queue is of an earlier release; the first one came with its job.
-STATS = """
-SELECT user_name, queue, day, count(*), sum(state = 'completed'), sum(state = 'failed'), sum(state = 'stopped'),
-    sum(cpu), max(peak), sum(wait)
-FROM (
-    SELECT user_name, queue, state, date(finished_at / 1000000, 'unixepoch') AS day,
-        sum(json_extract(runs.body, '$.usage.CPUUsageNSec')) AS cpu,
-        max(json_extract(runs.body, '$.usage.MemoryPeak')) AS peak,
-        sum(max(0, coalesce(json_extract(runs.body, '$.started_at'), json_extract(runs.body, '$.phase[1].at'))
-            - coalesce(json_extract(runs.body, '$.queued_at'), iif(runs.number = 1, created_at, NULL)))) AS wait
-    FROM jobs JOIN runs ON runs.id = jobs.id
-    WHERE {where} AND finished_at IS NOT NULL GROUP BY jobs.number)
-GROUP BY day, user_name, queue ORDER BY day DESC, user_name, queue LIMIT 10000
-"""
-
-
-_SIZE = "length(body) + (SELECT coalesce(sum(length(runs.body)), 0) FROM runs WHERE runs.id = jobs.id)"
-SIZES = f"SELECT id, {_SIZE} FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
-FINISHED_BYTES = f"SELECT owner_uid, sum({_SIZE}) FROM jobs WHERE finished_at IS NOT NULL GROUP BY owner_uid"
-
-# Of a job that goes on after its runs before have ended those count, too. Of a run that does not say what its output
-# took (of an earlier release, or lost) only the bytes themselves are known.
-WROTE = """
-SELECT owner_uid, ended / 3600000000, sum(wrote + ?)
-FROM (
-    SELECT owner_uid, json_extract(runs.body, '$.phase[1].at') AS ended,
-        coalesce(json_extract(runs.body, '$.journal_bytes'),
-            coalesce(json_extract(runs.body, '$.stdout_bytes'), 0)
-            + coalesce(json_extract(runs.body, '$.stderr_bytes'), 0)) AS wrote
-    FROM jobs JOIN runs ON runs.id = jobs.id
-    WHERE (finished_at IS NULL OR finished_at >= ?) AND json_extract(runs.body, '$.phase[0]') = 'Finished')
-WHERE ended >= ? GROUP BY 1, 2 ORDER BY 2
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which jobs: every given term must hold."""
-
-    visible_to: User | None = None  # owned by or running as; None: all
-    id_prefix: str | None = None  # hexadecimal digits
-    states: frozenset[str] | None = None
-    user: str | None = None  # name of owner or user
-    owner_uid: int | None = None
-    name: str | None = None  # a glob
-    queue: str | None = None
-    array: str | None = None  # the id of an array that it is a task of
-    since: int | None = None  # created then or later, µs
-    until: int | None = None  # created before
-    finished_before: int | None = None
-    changed_since: int | None = None  # a seq
-    labels: dict[str, str] = field(default_factory=dict)
-    hooks: bool | None = None  # what follows from the end of another; None: either
-    after: str | None = None  # the id the last page ended with
-    reverse: bool = False
 
 
 class NotRecorded(Internal):
@@ -241,7 +80,7 @@ class Store:
         self._current_sync: asyncio.Future[None] | None = None
         self._next_sync: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "sync")  # of its own: user look-ups may hang in the common one
-        self._reader = ThreadPoolExecutor(1, "stats")
+        self._figures = Figures(self._path)
 
     def _open(self) -> None:
         wal = Path(self._path + "-wal")
@@ -307,7 +146,7 @@ class Store:
         if not self._dirty and not self._dirty_runs:
             return
         with self._transaction():  # what cannot be written is still owed: the next flush tries again
-            self._db.executemany(UPSERT, (self._row(job) for job in self._dirty.values()))
+            self._db.executemany(UPSERT, (pack_job(job) for job in self._dirty.values()))
             self._db.executemany(
                 "INSERT OR REPLACE INTO runs VALUES (?, ?, ?)",
                 ((*key, pack_run(run)) for key, run in self._dirty_runs.items()),
@@ -317,25 +156,6 @@ class Store:
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)
-
-    @staticmethod
-    def _row(job: Job) -> tuple[Any, ...]:
-        body = {
-            "gid": job.gid,
-            "spec": pack_spec(job.spec),
-            "request": job.request,
-            "root_allowed": job.root_allowed,
-            "limits_allowed": job.limits_allowed,
-            "group_override": job.group_override,
-            "priority_allowed": job.priority_allowed,
-        }
-        phase = job.run.phase
-        finished_at = phase.at if isinstance(phase, model.Finished) else None
-        return (
-            *(job.id, job.seq, job.owner.uid, job.owner.name, job.user.uid, job.user.name),
-            *(job.name, str(job.state), job.queue, job.created_at, finished_at, job.run.number),
-            _encode(body),
-        )
 
     async def sync(self) -> None:
         """Flush, and wait until a power cut could not take it back.
@@ -397,8 +217,8 @@ class Store:
         self._try_flush()
         if job_id in self._dirty:
             return self._dirty[job_id]
-        row = self._db.execute(f"{ROW} WHERE jobs.id = ?", (job_id,)).fetchone()
-        return _job(row) if row else None
+        row = self._db.execute(f"{SELECT} WHERE jobs.id = ?", (job_id,)).fetchone()
+        return unpack_job(row) if row else None
 
     def run(self, job_id: str, number: int) -> Run | None:
         """The facts of one run of a job, also of an earlier one."""
@@ -412,8 +232,8 @@ class Store:
         """Every job that is not finished, oldest first."""
         self._try_flush()
         states = ",".join(f"'{state}'" for state in sorted(model.FINISHED))
-        for row in self._db.execute(f"{ROW} WHERE state NOT IN ({states}) ORDER BY jobs.number"):
-            yield _job(row)
+        for row in self._db.execute(f"{SELECT} WHERE state NOT IN ({states}) ORDER BY jobs.number"):
+            yield unpack_job(row)
 
     def search(self, filter: Filter, limit: int) -> list[Job]:
         """The jobs of a filter, newest first unless it says otherwise."""
@@ -422,17 +242,16 @@ class Store:
     def page(self, filter: Filter, limit: int, most_bytes: int) -> tuple[list[Job], str]:
         """So many of them, or less if they are large; and after which there are more, if there are."""
         self._try_flush()
-        where, arguments = self._where(filter)
-        order = "ASC" if filter.reverse else "DESC"
-        query = f"{ROW} WHERE {where} ORDER BY jobs.number {order} LIMIT {limit + 1 if limit >= 0 else -1}"
+        where, values = filter.where(unsure=self._dirty)
+        query = f"{SELECT} WHERE {where} {filter.order} LIMIT {limit + 1 if limit >= 0 else -1}"
         found: list[Job] = []
         size, after = 0, ""
-        for row in self._db.execute(query, arguments):
+        for row in self._db.execute(query, values):
             size += sum(len(text) for text in row[BODIES])
             if found and (len(found) == limit or size > most_bytes):
                 after = found[-1].id
                 break
-            found.append(_job(row))
+            found.append(unpack_job(row))
         if not self._dirty:
             return found, after
         newest = (self._dirty.get(job.id, job) for job in found)
@@ -443,98 +262,33 @@ class Store:
         self._try_flush()
         if self._dirty:
             return [job.id for job in self.search(filter, limit=1_000_000)]
-        where, arguments = self._where(filter)
-        order = "ASC" if filter.reverse else "DESC"
-        query = f"SELECT id FROM jobs WHERE {where} ORDER BY jobs.number {order}"
-        return [row[0] for row in self._db.execute(query, arguments)]
+        where, values = filter.where()
+        return [row[0] for row in self._db.execute(f"SELECT id FROM jobs WHERE {where} {filter.order}", values)]
 
     def numbers(self, ids: Iterable[str]) -> dict[str, int]:
         """The numbers of those of these jobs that are there, in the order they came."""
         query = "SELECT id, number FROM jobs WHERE id IN (SELECT value FROM json_each(?)) ORDER BY number"
-        return dict(self._db.execute(query, (_encode(list(ids)),)).fetchall())
+        return dict(self._db.execute(query, (json.dumps(list(ids)),)).fetchall())
 
     def count(self, filter: Filter) -> dict[str, int]:
         """How many jobs of a filter are in each state."""
         self._try_flush()
         if self._dirty:
             return dict(Counter(str(job.state) for job in self.search(filter, limit=-1)))
-        where, arguments = self._where(filter)
+        where, values = filter.where()
         query = f"SELECT state, count(*) FROM jobs WHERE {where} GROUP BY state"
-        return dict(self._db.execute(query, arguments).fetchall())
-
-    async def stats(self, filter: Filter) -> list[dict[str, Any]]:
-        """The finished jobs of a filter by day (of their end, UTC), user and queue; the newest days first.
-
-        It reads every one of their runs, so it has a thread and a connection of its own.
-        """
-        self._try_flush()
-        where, arguments = self._where(filter)
-        query = STATS.format(where=where)
-        rows = await asyncio.get_running_loop().run_in_executor(self._reader, self._read, query, arguments)
-        return [dict(zip(STATS_KEYS, row, strict=True)) for row in rows]
-
-    async def finished_bytes(self) -> dict[int, int]:
-        """How much the finished jobs of each owner take, with all their runs."""
-        self._try_flush()
-        rows = await asyncio.get_running_loop().run_in_executor(self._reader, self._read, FINISHED_BYTES, [])
-        return dict(rows)
+        return dict(self._db.execute(query, values).fetchall())
 
     def sizes(self, job_ids: Iterable[str]) -> dict[str, int]:
         """How many bytes each of these jobs takes, with all its runs."""
-        return dict(self._db.execute(SIZES, (_encode(list(job_ids)),)).fetchall())
+        query = f"SELECT id, {SIZE} FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+        return dict(self._db.execute(query, (json.dumps(list(job_ids)),)).fetchall())
 
-    async def wrote_since(self, begin: int, each: int) -> list[tuple[int, int, int]]:
-        """What runs that ended since then take of the journal: owner's uid, hour since 1970, bytes.
-
-        `each` is what a run takes beside its output.
-        """
+    @property
+    def figures(self) -> Figures:
+        """Sums over the finished jobs."""
         self._try_flush()
-        arguments = [each, begin, begin]
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, WROTE, arguments)
-
-    def _read(self, query: str, arguments: list[Any]) -> list[Any]:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(self._path)}?mode=ro", uri=True)) as db:
-            return db.execute(query, arguments).fetchall()
-
-    def _where(self, filter: Filter) -> tuple[str, list[Any]]:
-        terms: list[tuple[str, list[Any]]] = [("1", [])]
-        if filter.visible_to is not None:
-            who = filter.visible_to
-            plus = "+" if filter.id_prefix else ""  # no index for these then: that of ids is the narrowest
-            terms.append(
-                (
-                    f"({plus}owner_uid = ? AND owner_name = ? OR {plus}uid = ? AND user_name = ?)",
-                    [who.uid, who.name, who.uid, who.name],
-                )
-            )
-        if filter.states is not None:
-            marks = ",".join("?" * len(filter.states))
-            # Of those whose last change cannot be written the columns are out of date: they are looked at one by one.
-            unsure = "".join(f" OR jobs.id = '{job_id}'" for job_id in self._dirty)
-            terms.append((f"(state IN ({marks}){unsure})", sorted(filter.states)))
-        if filter.after is not None:
-            number = self._one("SELECT number FROM jobs WHERE id = ?", filter.after)
-            terms.append((f"jobs.number {'>' if filter.reverse else '<'} ?", [number or 0]))
-        if filter.id_prefix is not None:  # a range, so that the index of ids finds it
-            terms.append(("jobs.id >= ? AND jobs.id < ?", [filter.id_prefix, filter.id_prefix + "g"]))
-        for name, value in filter.labels.items():
-            term = "EXISTS (SELECT 1 FROM json_each(jobs.body, '$.spec.Labels') WHERE key = ? AND value = ?)"
-            terms.append((term, [name, value]))
-        if filter.hooks is not None:
-            terms.append((f"json_extract(jobs.body, '$.spec.HookOf') IS {'NOT ' * filter.hooks}NULL", []))
-        plain: tuple[tuple[str, Any], ...] = (
-            ("(owner_name = ? OR user_name = ?)", filter.user),
-            ("jobs.name GLOB ?", filter.name),
-            ("queue = ?", filter.queue),
-            ("owner_uid = ?", filter.owner_uid),
-            ("json_extract(jobs.body, '$.spec.ArrayId') = ?", filter.array),
-            ("created_at >= ?", filter.since),
-            ("created_at < ?", filter.until),
-            ("finished_at < ?", filter.finished_before),
-            ("seq > ?", filter.changed_since),
-        )
-        terms += [(term, [value] * term.count("?")) for term, value in plain if value is not None]
-        return " AND ".join(term for term, _ in terms), [value for _, values in terms for value in values]
+        return self._figures
 
     def remove(self, job_ids: Iterable[str], at: int) -> None:
         """Forget finished jobs; their idempotency keys stay until `forget_requests`."""
@@ -570,8 +324,8 @@ class Store:
 
     def _oldest(self, which: str, value: int, count: int) -> list[Job]:
         self._try_flush()
-        query = f"{ROW} WHERE finished_at IS NOT NULL AND {which} ORDER BY finished_at LIMIT {count}"
-        jobs = [_job(row) for row in self._db.execute(query, (value,))]
+        query = f"{SELECT} WHERE finished_at IS NOT NULL AND {which} ORDER BY finished_at LIMIT {count}"
+        jobs = [unpack_job(row) for row in self._db.execute(query, (value,))]
         return [job for job in jobs if job.id not in self._dirty]  # a change that cannot be written comes first
 
     def finished(self) -> int:
@@ -588,7 +342,7 @@ class Store:
 
     def close(self) -> None:
         self._thread.shutdown()
-        self._reader.shutdown(cancel_futures=True)
+        self._figures.close()
         self._try_flush()
         self._db.close()
 

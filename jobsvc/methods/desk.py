@@ -15,7 +15,7 @@ from jobsvc.interface import JOBS, KIB, Request
 from jobsvc.logs import Logs
 from jobsvc.manager import Manager
 from jobsvc.model import Job
-from jobsvc.store import Filter
+from jobsvc.selection import Filter
 from jobsvc.subscribers import Subscribers
 
 MIB: Final = 1024 * KIB

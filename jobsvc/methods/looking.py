@@ -62,7 +62,7 @@ class Looking:
         wanted = await self._desk.filter(request, options)
         if wanted.hooks is None:  # of what people did, not of what tells them
             wanted = replace(wanted, hooks=False)
-        return ([wire.pack(row, interface.STATS) for row in await self._desk.manager.store.stats(wanted)],)
+        return ([wire.pack(row, interface.STATS) for row in await self._desk.manager.store.figures.stats(wanted)],)
 
     async def _written(self, page: list[Job]) -> dict[str, tuple[int, int]]:
         """How much of output those that run have by now."""

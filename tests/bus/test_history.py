@@ -19,7 +19,8 @@ from house import House, Scenario, pretend
 from jobsvc import manager, model
 from jobsvc.bus import BusError
 from jobsvc.model import Finished, Result
-from jobsvc.store import Filter, Store
+from jobsvc.selection import Filter
+from jobsvc.store import Store
 
 Run = Callable[[Scenario], None]
 TRUE = {"Command": Variant("as", ["true"])}
@@ -104,7 +105,7 @@ def test_what_one_user_piles_up_takes_only_so_much(house: Run, clock: dict[str, 
         kept = [job.id for job in store.search(Filter(reverse=True), 100)]
         assert kept == [*roots, *theirs[-9:]]  # the oldest went, small ones too; of root's none
         assert len(small) == 5 and not {*small} & {*kept}
-        used = await store.finished_bytes()
+        used = await store.figures.finished_bytes()
         assert 900_000 < used[4242] < 1_000_000 < used[0]
         history._again.clear()
         await finished(house, 1, lambda number: NOW)
@@ -166,14 +167,14 @@ def test_statistics_are_by_day_user_and_queue(house: Run) -> None:
 def test_statistics_stall_nobody_and_show_nobody_elses(house: Run) -> None:
     async def scenario(house: House) -> None:
         await finished(house, 3, lambda number: NOW + number)
-        store, let_go = house.manager.store, threading.Event()
-        read = store._read
+        figures, let_go = house.manager.store.figures, threading.Event()
+        read = figures._read
 
-        def slowly(query: str, arguments: list[Any]) -> list[Any]:
+        def slowly(query: str, values: tuple[Any, ...]) -> list[Any]:
             assert let_go.wait(60)
-            return read(query, arguments)
+            return read(query, values)
 
-        store._read = slowly  # type: ignore[method-assign]
+        figures._read = slowly  # type: ignore[method-assign]
         asking = asyncio.create_task(house.call("Stats", "a{sv}", {}))
         for _ in range(3):
             assert await house.call("Count", "a{sv}", {}) == [{"completed": 3}]

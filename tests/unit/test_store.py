@@ -13,7 +13,8 @@ from jobsvc import model
 from jobsvc.errors import Internal
 from jobsvc.model import Finished, Job, Queued, Result, Run, Running, Stopping, User
 from jobsvc.salvage import open_store
-from jobsvc.store import READABLE_BY, SCHEMA, Damaged, Filter, NotRecorded, Store
+from jobsvc.selection import Filter
+from jobsvc.store import READABLE_BY, SCHEMA, Damaged, NotRecorded, Store
 
 ALICE, BOB = User(1000, "alice"), User(1001, "bob")
 
