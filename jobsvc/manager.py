@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
-import json
 import logging
 import os
-import secrets
 import socket
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jobsvc import changes, ending, formats, hooks, model, rundir, spec
 from jobsvc.allowance import Allowance
@@ -27,15 +23,14 @@ from jobsvc.chunks import Missing
 from jobsvc.clock import realtime_usec
 from jobsvc.commits import Commits
 from jobsvc.config import Config
-from jobsvc.errors import Internal, InvalidSpec, Maintenance, NoSuchJob, WrongState
+from jobsvc.errors import Internal, Maintenance, NoSuchJob, WrongState
 from jobsvc.history import History
 from jobsvc.inhibitor import Inhibitor
 from jobsvc.intake import Intake, held_by
 from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
 from jobsvc.live import Live
-from jobsvc.model import Finished, Job, Paused, Queued, Run, Running, Starting, State, Stopping
-from jobsvc.packing import pack_spec
+from jobsvc.model import Finished, Job, Paused, Queued, Running, Starting, Stopping
 from jobsvc.reconcile import reconcile
 from jobsvc.roster import Roster
 from jobsvc.rounds import Rounds
@@ -533,27 +528,3 @@ class Manager:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.commits.close()
-
-
-def new_id() -> str:
-    return secrets.token_hex(8)
-
-
-def digest(wanted: dict[str, Any], uid: int, gid: int) -> str:
-    """What makes two submissions the same: the spec as asked for and who runs it, not when or under which key."""
-    spec = {name: value for name, value in pack_spec(wanted).items() if name != "RequestId"}
-    text = json.dumps([spec, uid, gid], sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def first_run() -> Run:
-    return Run(1, Queued(""))
-
-
-def states(names: Iterable[str]) -> frozenset[str]:
-    """State names as given, checked."""
-    known = {str(state) for state in State}
-    for name in itertools.chain(names):
-        if name not in known:
-            raise InvalidSpec(f"unknown state {name!r}; there are {', '.join(sorted(known))}")
-    return frozenset(names)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from jobsvc import manager, spec
+from jobsvc import spec
 from jobsvc.authority import Authority
 from jobsvc.callers import Callers
-from jobsvc.errors import InvalidArgs, NoSuchJob, WrongState
+from jobsvc.errors import InvalidArgs, InvalidSpec, NoSuchJob, WrongState
 from jobsvc.interface import JOBS, KIB, Request
 from jobsvc.logs import Logs
 from jobsvc.manager import Manager
-from jobsvc.model import Job
+from jobsvc.model import Job, State
 from jobsvc.selection import Filter
 from jobsvc.subscribers import Subscribers
 
@@ -85,7 +86,7 @@ class Desk:
                 raise NoSuchJob(f"no job {values['After']!r} to go on after; begin again without After")
         return Filter(
             visible_to=visible_to,
-            states=manager.states(values["State"]) if values.get("State") else None,
+            states=_states(values["State"]) if "State" in values else None,
             id_prefix=values.get("IdPrefix"),
             user=values.get("User"),
             owner_uid=values.get("OwnerUID"),
@@ -101,6 +102,15 @@ class Desk:
             after=values.get("After"),
             reverse=values.get("Reverse", False),
         )
+
+
+def _states(names: Iterable[str]) -> frozenset[str]:
+    """State names as given, checked."""
+    known = {str(state) for state in State}
+    for name in names:
+        if name not in known:
+            raise InvalidSpec(f"unknown state {name!r}; there are {', '.join(sorted(known))}")
+    return frozenset(names)
 
 
 def path_of(job_id: str) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
 from dataclasses import replace
 
-from jobsvc import cgroup, hooks, manager, sandbox, spec
+from jobsvc import cgroup, hooks, sandbox, spec
 from jobsvc.authority import complete
 from jobsvc.clock import realtime_usec
 from jobsvc.errors import InvalidSpec, NoSuchJob
 from jobsvc.interface import Request
 from jobsvc.methods.desk import Desk
-from jobsvc.model import Job
+from jobsvc.model import Job, Queued, Run
+from jobsvc.packing import pack_spec
 
 
 class Preparing:
@@ -32,14 +36,14 @@ class Preparing:
             values[hooks.OF] = hook
         subject = await desk.authority.subject(caller, values)
         job = Job(
-            id=manager.new_id(),
+            id=secrets.token_hex(8),
             owner=caller.user,
             user=subject.account.user,
             gid=subject.gid,
             spec=values,
             created_at=realtime_usec(),
             request=values.get("RequestId", self._request.id),
-            run=manager.first_run(),
+            run=Run(1, Queued("")),
             root_allowed=subject.account.user.uid == 0,
             group_override=subject.group_override,
         )
@@ -49,7 +53,7 @@ class Preparing:
         job = replace(job, limits_allowed=self._asked[question], priority_allowed=self._asked[question])
         if values.get("UniquePolicy") == "replace":
             await self._may_replace(job)
-        return job, manager.digest(wanted, subject.account.user.uid, subject.gid)
+        return job, _digest(wanted, subject.account.user.uid, subject.gid)
 
     async def may_depend(self, wanted: spec.Values, index: int = 0) -> None:
         """A job may wait for those its caller may see, and for those before it in the same call."""
@@ -89,3 +93,10 @@ class Preparing:
             for holder in holders:
                 await self._desk.authority.manage(self._request.caller, holder)
                 allowed.add(holder.id)
+
+
+def _digest(wanted: spec.Values, uid: int, gid: int) -> str:
+    """What makes two submissions the same: the spec as asked for and who runs it, not when or under which key."""
+    asked = {name: value for name, value in pack_spec(wanted).items() if name != "RequestId"}
+    text = json.dumps([asked, uid, gid], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
