@@ -15,12 +15,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
-from jobsvc import cgroup, control, ending, launch, model, rundir, spec, systemd
+from jobsvc import cgroup, ending, launch, limits, model, rundir, spec, systemd
 from jobsvc.allowance import Allowance
 from jobsvc.clock import realtime_usec
 from jobsvc.commits import Commits
 from jobsvc.config import Config
-from jobsvc.errors import InvalidSpec, JobsvcError, WrongState
+from jobsvc.errors import JobsvcError, WrongState
+from jobsvc.link import Link
 from jobsvc.live import Live
 from jobsvc.model import Finished, Job, Paused, Result, Starting, Stopping
 from jobsvc.store import NotRecorded, Store
@@ -28,10 +29,8 @@ from jobsvc.systemd import ScopeError, ShuttingDownError, Systemd
 
 log = logging.getLogger(__name__)
 
-STAT_WITHIN = 1.0  # seconds
 HOLD_OFF = 1.0  # seconds until the queue tries again
 GOING_DOWN = 10.0  # and if the machine is being shut down, should that be called off
-ANSWER_WITHIN = 15.0  # seconds for a supervisor to do what it is asked
 BOUNDS = ("RuntimeMaxUSec", "TimeoutStopUSec")  # the supervisor's to keep
 IN_PAM = "its supervisor ended while PAM opened the session"
 STOP_GRACE = 10.0  # seconds beyond TimeoutStopSec=, within which SIGKILL has had its effect or has none
@@ -39,9 +38,6 @@ EVENTS = 3  # life events that a supervisor writes
 # Of what its owner's jobs may still write a run says each time that it has written so much more.
 SHARES, LEAST_STEP, LARGEST_STEP = 16, 1024 * 1024, 16 * 1024 * 1024
 START_GRACE = 30.0  # seconds beyond StartTimeoutSec=, within which a supervisor has to have given up by itself
-
-
-_numbers = itertools.count(1)
 
 
 class Owner(Protocol):
@@ -65,17 +61,14 @@ class Runner:
         self._owner = owner
         self.live = live
         self.key = live.job.key
-        live.on_watch = lambda on: self._send("follow", on=on)
-        self._packets: launch.Packets | None = None
+        self._link = Link(f"job {live.job.id}")
+        live.on_watch = lambda on: self._link.tell("follow", on=on)
         self._go = False
         self._unit_is_ours = False
-        self._counted: asyncio.Future[None] | None = None
         self._again = False  # it never began: back to the queue
         self._adopted = False  # launched by an earlier life of the service
-        self._can: frozenset[str] = frozenset()  # what its supervisor knows beyond the first release's
         self._setting = asyncio.Lock()
         self._devices: dict[str, str] = {}  # I/O paths → the disks they are on
-        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._cut = False
         self._stop_by: asyncio.TimerHandle | None = None
         self._forced: asyncio.Task[None] | None = None
@@ -89,7 +82,7 @@ class Runner:
     def stop(self, reason: str) -> None:
         """Pass a stop on. Before the run has begun it begins no more; also if we die before we have noted it."""
         self._bound_stop()
-        self._send("stop", reason=reason)
+        self._link.tell("stop", reason=reason)
 
     def _bound_stop(self) -> None:
         """A supervisor that hangs must not keep alive what was asked to stop."""
@@ -120,15 +113,15 @@ class Runner:
         """Its owner's jobs have written what they may in a day: no more of it is kept."""
         if self._go and not self._cut and not self.job.run.finished:
             self._cut = True
-            self._send("ask", what="bounds", output_left=0)
+            self._link.tell("ask", what="bounds", output_left=0)
 
     def signal(self, number: int) -> None:
-        self._send("signal", signal=number)
+        self._link.tell("signal", signal=number)
 
     def thaw(self) -> None:
         """Let a paused run go on, without waiting for it."""
-        if "ask" in self._can:
-            self._send("ask", what="resume")
+        if "ask" in self._link.can:
+            self._link.tell("ask", what="resume")
 
     def look_inside(self) -> None:
         """Its supervisor looks more closely whether the job has left its scope, and acts."""
@@ -136,42 +129,18 @@ class Runner:
         if self._go and not run.finished and run.main_pid and run.control_group:
             group = cgroup.of_process(run.main_pid)
             if group is not None and not cgroup.within(group, run.control_group):
-                self._send("look")
+                self._link.tell("look")
 
     async def stat(self) -> None:
         """Have the supervisor say how many bytes there are by now."""
-        if self._go and self._packets and not self._packets.closed and not self.job.run.finished:
-            if self._counted is None or self._counted.done():
-                self._counted = asyncio.get_running_loop().create_future()
-                self._send("stat")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._counted), STAT_WITHIN)
-
-    def _answered(self) -> None:
-        if self._counted and not self._counted.done():
-            self._counted.set_result(None)
+        if self._go and self._link.up and not self.job.run.finished:
+            await self._link.stat()
 
     async def ask(self, what: str, fds: list[int] | None = None, **facts: Any) -> dict[str, Any]:
         """Have the supervisor do something, and hear how it went. Raises WrongState with its reason."""
-        about = f"job {self.job.id}"
-        if not self._go or not self._packets or self._packets.closed:
-            raise WrongState(f"{about} does not run yet")
-        if "ask" not in self._can:
-            raise WrongState(
-                f"{about} was started by an older release of jobsvc, which cannot do this; restart the job"
-            )
-        number = next(_numbers)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
-        try:
-            self._packets.send(control.pack("ask", ask=number, what=what, **facts), fds)
-            packet: dict[str, Any] = await asyncio.wait_for(answer, ANSWER_WITHIN)
-        except TimeoutError:
-            raise WrongState(f"{about}: its supervisor does not answer; try again") from None
-        finally:
-            del self._asked[number]
-        if packet.get("error"):
-            raise WrongState(f"{about}: {packet['error']}")
-        return packet
+        if not self._go:
+            raise WrongState(f"job {self.job.id} does not run yet")
+        return await self._link.ask(what, fds, **facts)
 
     async def set(self, new: dict[str, Any]) -> None:
         """Other bounds for what runs. A value that cannot be put in force is InvalidSpec: all stays as it was."""
@@ -179,16 +148,17 @@ class Runner:
             paths = [path for name in new if name in spec.IO_PATHS for path, _ in new[name]]
             if unknown := sorted(set(paths) - self._devices.keys()):
                 self._devices |= (await self.ask("resolve", paths=unknown))["io_devices"]
-            limits, bounds = _limits(new, self._devices), _bounds(new)
+            scope, bounds = limits.of_scope(new, self._devices), _bounds(new)
+            strict = self._owner.config.limit_enforcement == "strict"
             if bounds:
                 await self.ask("bounds", None, **bounds)
             try:
-                wrong = await self._limit(limits) if limits else []
+                wrong = await limits.change(self._owner.systemd, self.job, scope, strict=strict) if scope else []
             except JobsvcError:
                 if bounds:
-                    self._send("ask", what="bounds", **_bounds({name: self.job.spec.get(name) for name in new}))
+                    self._link.tell("ask", what="bounds", **_bounds({name: self.job.spec.get(name) for name in new}))
                 raise
-            not_in_force = tuple({*self.job.run.limits_not_in_force} - limits.keys() | {name for name, _ in wrong})
+            not_in_force = tuple({*self.job.run.limits_not_in_force} - scope.keys() | {name for name, _ in wrong})
             self._change(
                 lambda job: replace(
                     job, spec=job.spec | new, run=replace(job.run, limits_not_in_force=tuple(sorted(not_in_force)))
@@ -197,32 +167,12 @@ class Runner:
             if self._stop_by is not None:
                 self._bound_stop()
 
-    async def _limit(self, limits: dict[str, Any]) -> list[tuple[str, str]]:
-        """Have PID 1 set them and look whether they hold: those that do not, which only best-effort lets pass."""
-        pid_1, unit, group = self._owner.systemd, self.job.unit, self.job.run.control_group
-        assert group is not None
-        try:
-            before = await pid_1.limits(unit, limits)
-            await pid_1.set_limits(unit, limits)
-            wrong = systemd.not_in_force(group, limits)
-            if wrong and self._owner.config.limit_enforcement == "strict":
-                await pid_1.set_limits(unit, before)
-                name, reason = wrong[0]
-                raise InvalidSpec(f"{name} cannot be put in force: {reason}; it stays as it was")
-        except ScopeError as error:
-            raise InvalidSpec(f"systemd refuses: {error}") from None
-        return wrong
-
     def is_ending(self) -> bool:
         """Whether its end is near: asked to stop, over, or its scope empty (as at shutdown, before our turn)."""
         run = self.job.run
         if isinstance(run.phase, Stopping | Finished):
             return True
         return run.control_group is not None and not systemd.populated(run.control_group)
-
-    def _send(self, kind: str, **facts: Any) -> None:
-        if self._packets:
-            self._packets.send(control.pack(kind, **facts))
 
     # The life of the run
 
@@ -277,38 +227,33 @@ class Runner:
         """Listen to the supervisor for as long as it lives."""
         for attempt in itertools.count():
             try:
-                self._packets = launch.Packets(str(rundir.path(self.key) / "control"))
+                self._link.connect(self.key)
             except OSError:
                 if attempt and not rundir.supervised(self.key):
                     return
                 # On its way out, just coming up, or too busy to listen: while it lives the run is not ours to judge.
                 await asyncio.sleep(0.02 * 2 ** min(attempt, 6))
                 continue
-            self._packets.send(control.pack_first("hello", looks=True))
             if self.live.watchers:
-                self._send("follow", on=True)
+                self._link.tell("follow", on=True)
             try:
-                await self._listen(self._packets)
+                await self._listen()
             finally:
-                self._packets.close()
+                self._link.close()
             if self.live.closed:
                 return
             await asyncio.sleep(0.02)
 
-    async def _listen(self, packets: launch.Packets) -> None:
+    async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.call_later(self._owner.config.start_timeout_usec / 1e6 + START_GRACE, self._give_up)
         try:
-            async for packet in packets:
+            async for packet in self._link.packets():
                 await self._take(packet)
                 if self._go:
                     deadline.cancel()
         finally:
             deadline.cancel()
-            self._answered()
-            for answer in self._asked.values():
-                if not answer.done():
-                    answer.set_result({"error": "its supervisor went away"})
 
     async def _take(self, packet: dict[str, Any]) -> None:
         match packet["type"]:
@@ -321,14 +266,13 @@ class Runner:
             case "paused" | "resumed":
                 self._change(lambda job: model.pause(job, packet["type"] == "paused"))
             case "answer":
-                if (answer := self._asked.get(packet["ask"])) and not answer.done():
-                    answer.set_result(packet)
+                self._link.answered(packet)
             case "offsets":
                 self._count(packet)
-                self._answered()
+                self._link.counted()
             case "ended":
                 await self._ended(packet["report"])
-                self._answered()
+                self._link.counted()
             case "closed":
                 self._close(packet.get("undelivered") or [])
         self.live.notify()
@@ -336,7 +280,7 @@ class Runner:
     async def _hello(self, packet: dict[str, Any]) -> None:
         self._cut = False
         self._count(packet, by_then=self._adopted and not self._go)
-        self._can = frozenset(packet.get("can") or ())
+        self._link.can = frozenset(packet.get("can") or ())
         match packet["phase"]:
             case "held":
                 await self._admit(packet)
@@ -348,7 +292,7 @@ class Runner:
                 self._started(packet)
                 self._change(lambda job: model.pause(job, bool(packet.get("paused"))))
                 # As far as we have noted them: a change that was under way when we were killed did not come about.
-                self._send("ask", what="bounds", **_bounds(self.job.spec))
+                self._link.tell("ask", what="bounds", **_bounds(self.job.spec))
                 if isinstance(self.job.run.phase, Stopping):
                     self.stop(self.job.run.phase.reason)
             case "ended" | "closed":
@@ -365,44 +309,44 @@ class Runner:
     async def _admit(self, packet: dict[str, Any]) -> None:
         """The main process waits at its barrier: put it into its scope, see that the limits hold, go."""
         pid, self._devices = packet["main_pid"], packet.get("io_devices") or {}
-        limits = _limits(self.job.spec, self._devices)
+        wanted = limits.of_scope(self.job.spec, self._devices)
         # That it is about to begin has to outlive a power cut, or it would begin again after it.
         noted = asyncio.ensure_future(self._owner.store.sync())
         try:
-            await self._owner.systemd.start_scope(self.job.unit, pid, _properties(self.job, limits))
+            await self._owner.systemd.start_scope(self.job.unit, pid, limits.properties(self.job, wanted))
             self._unit_is_ours = True
             await noted
         except ShuttingDownError:
             self._owner.hold_off(GOING_DOWN)
-            self._send("abort", text=ending.NEVER_BEGUN)
+            self._link.tell("abort", text=ending.NEVER_BEGUN)
             return
         except NotRecorded as error:
             log.warning("run %s waits: %s", self.key, error)
             self._owner.hold_off(HOLD_OFF)
-            self._send("abort", text=ending.NEVER_BEGUN)
+            self._link.tell("abort", text=ending.NEVER_BEGUN)
             return
         except ScopeError as error:
-            self._send("abort", text=f"systemd did not make the scope: {error}")
+            self._link.tell("abort", text=f"systemd did not make the scope: {error}")
             return
         group = cgroup.of_process(pid)
         if group is None or not group.endswith("/" + self.job.unit):
-            self._send("abort", text="the process did not get into its scope")
+            self._link.tell("abort", text="the process did not get into its scope")
             return
-        wrong = systemd.not_in_force(group, limits)
+        wrong = systemd.not_in_force(group, wanted)
         if wrong and self._owner.config.limit_enforcement == "strict":
             name, reason = wrong[0]
-            self._send("abort", text=f"limit {name} is not in force: {reason}")
+            self._link.tell("abort", text=f"limit {name} is not in force: {reason}")
             return
         names = tuple(name for name, _ in wrong)
         facts = {"main_pid": pid, "control_group": group, "limits_not_in_force": names}
         self._change(lambda job: replace(job, run=replace(job.run, **facts)))
         if isinstance(self.job.run.phase, Stopping):
-            self._send("stop", reason=self.job.run.phase.reason)
+            self._link.tell("stop", reason=self.job.run.phase.reason)
             return
-        if "begun" not in self._can:  # else it notes that itself, when it opens the barrier
+        if "begun" not in self._link.can:  # else it notes that itself, when it opens the barrier
             rundir.mark_begun(self.key)
         self._go = True
-        self._send("go", control_group=group)
+        self._link.tell("go", control_group=group)
 
     def _started(self, packet: dict[str, Any]) -> None:
         pid = packet.get("main_pid") or self.job.run.main_pid
@@ -476,7 +420,7 @@ class Runner:
         self.live.closed = True
 
     def _give_up(self) -> None:
-        self._send("abort", text="it was not ready to start in time (StartTimeoutSec=)")
+        self._link.tell("abort", text="it was not ready to start in time (StartTimeoutSec=)")
 
     def _change(self, transition: Callable[[Job], Job]) -> None:
         """Apply to our own run, the job itself may have moved on; our view of it is kept up to date."""
@@ -492,27 +436,3 @@ def _discard(key: str) -> None:
 def _bounds(values: dict[str, Any]) -> dict[str, int | None]:
     """What the supervisor keeps, as the request has it."""
     return {model.snake(name): rundir.finite(values[name]) for name in BOUNDS if name in values}
-
-
-def _limits(values: dict[str, Any], devices: dict[str, str]) -> dict[str, Any]:
-    """The limits of the scope, I/O paths replaced by the disks they lie on; of two for one disk the lower."""
-    limits = {name: value for name, value in values.items() if name in systemd.LIMITS}
-    for name, value in limits.items():
-        if systemd.LIMITS[name] == "a(st)":
-            lowest: dict[str, int] = {}
-            for path, amount in value:
-                disk = devices.get(path, path)
-                lowest[disk] = min(amount, lowest.get(disk, amount))
-            limits[name] = [[disk, amount] for disk, amount in lowest.items()]
-    return limits
-
-
-def _properties(job: Job, limits: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **limits,
-        "Description": f"Job {job.id} of {job.owner.name}",
-        "Slice": job.slice,
-        "TimeoutStopUSec": job.spec["TimeoutStopUSec"],
-        # The supervisor acts on an out-of-memory kill and knows why the run ended.
-        "OOMPolicy": "continue" if job.spec.get("OOMPolicy", "stop") != "kill" else "kill",
-    }

@@ -108,7 +108,7 @@ def test_who_has_written_enough_is_cut_while_it_runs(house: Run) -> None:
             pretend(house, f"user{uid}", uid)
             job_id, _ = await house.call("Start", "a{sv}", TRUE)
             runner = Runner(house.manager, Live(house.manager.jobs[job_id]))
-            runner._go, runner._packets = True, Wire()  # type: ignore[assignment]
+            runner._go, runner._link._packets = True, Wire()  # type: ignore[assignment]
             house.manager.runners[runner.key] = runner
             runners.append(runner)
         house.manager.allowance._had = Budget()
@@ -118,11 +118,11 @@ def test_who_has_written_enough_is_cut_while_it_runs(house: Run) -> None:
         await other._take({"type": "offsets", "stdout": 90_000, "stderr": 0})  # of an earlier release
         assert house.manager.allowance.left(4242) == 40_000
         assert house.manager.allowance.left(4243) == 10_000
-        assert [runner._packets.sent for runner in runners] == [[], [], []]  # type: ignore[union-attr]
+        assert [runner._link._packets.sent for runner in runners] == [[], [], []]  # type: ignore[union-attr]
         await second._take({"type": "offsets", "stdout": 0, "stderr": 2, "journal_bytes": 40_000})
         await second._take({"type": "offsets", "stdout": 0, "stderr": 3, "journal_bytes": 50_000})
         cut = [{"type": "ask", "what": "bounds", "output_left": 0}]
-        assert [runner._packets.sent for runner in runners] == [cut, cut, []]  # type: ignore[union-attr]
+        assert [runner._link._packets.sent for runner in runners] == [cut, cut, []]  # type: ignore[union-attr]
         house.manager.runners.clear()
 
     house(scenario)

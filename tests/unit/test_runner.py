@@ -112,7 +112,7 @@ def runner(*can: str) -> tuple[Runner, Wire]:
         id="0" * 16, owner=alice, user=alice, gid=1000, spec=wanted, created_at=1, request="", run=Run(1, Running())
     )
     one, wire = Runner(None, Live(job)), Wire()  # type: ignore[arg-type]
-    one._packets, one._go, one._can = wire, True, frozenset(can)  # type: ignore[assignment]
+    one._link._packets, one._link.can, one._go = wire, frozenset(can), True  # type: ignore[assignment]
     return one, wire
 
 
@@ -229,7 +229,7 @@ def test_what_is_stopped_while_the_launcher_hangs_was_stopped(files: None) -> No
 
 def test_a_stop_before_the_beginning_is_known_as_one_to_the_next_life(files: None) -> None:
     one, _ = owned(Starting())
-    one._packets = wire = Wire()  # type: ignore[assignment]
+    one._link._packets = wire = Wire()  # type: ignore[assignment]
 
     async def stop() -> None:
         one.stop("enough")  # that it is stopping is not yet noted when we are killed
@@ -248,7 +248,7 @@ def test_what_was_stopped_before_its_supervisor_listened_is_told_so_when_it_does
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, owner = owned(Stopping("enough"))
-    one._packets = wire = Wire()  # type: ignore[assignment]
+    one._link._packets = wire = Wire()  # type: ignore[assignment]
     monkeypatch.setattr(cgroup, "of_process", lambda pid: f"/jobsvc.slice/{one.job.unit}")
     monkeypatch.setattr(systemd, "not_in_force", lambda group, limits: [])
     asyncio.run(one._admit({"main_pid": 4321}))
@@ -297,8 +297,8 @@ def test_what_a_supervisor_does_not_stop_in_time_systemd_does(monkeypatch: pytes
 def test_bounds_are_as_they_were_when_a_limit_cannot_be_put_in_force() -> None:
     one, owner = owned(Running())
     one.live.job = replace(one.job, run=replace(one.job.run, control_group="/none"))
-    one._can = frozenset(["ask"])
-    wire = one._packets
+    one._link.can = frozenset(["ask"])
+    wire = one._link._packets
     assert isinstance(wire, Wire)
 
     async def scenario() -> None:
