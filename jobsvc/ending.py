@@ -76,16 +76,18 @@ def take(job: Job, report: Report, usage: dict[str, Any], at: int) -> Job:
         exit_code=report.get("exit_code"),
         signal=report.get("signal"),
     )
+    out, err, cut = report.get("stdout_bytes"), report.get("stderr_bytes"), report.get("cut", ())
+    kept = (out or 0) + (err or 0) - sum(b - a for _, a, b in cut)  # of a supervisor of an earlier release
     return model.finish(
         job,
         end,
         main_pid=report.get("main_pid") or job.run.main_pid,
         started_at=report.get("started_usec") or job.run.started_at,
-        stdout_bytes=report.get("stdout_bytes"),
-        stderr_bytes=report.get("stderr_bytes"),
-        journal_bytes=report.get("journal_bytes"),
+        stdout_bytes=out,
+        stderr_bytes=err,
+        journal_bytes=report.get("journal_bytes", kept),
         usage=best_usage(report, usage) if report.get("begun") else {},
-        missing=tuple((s, a, b, "cut") for s, a, b in report.get("cut", ())),
+        missing=tuple((s, a, b, "cut") for s, a, b in cut),
     )
 
 

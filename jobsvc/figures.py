@@ -34,15 +34,12 @@ GROUP BY day, user_name, queue ORDER BY day DESC, user_name, queue LIMIT 10000
 
 _FINISHED_BYTES = f"SELECT owner_uid, sum({SIZE}) FROM jobs WHERE finished_at IS NOT NULL GROUP BY owner_uid"
 
-# Of a job that goes on after its runs before have ended those count, too. Of a run that does not say what its output
-# took (of an earlier release, or lost) only the bytes themselves are known.
+# Of a job that goes on after its runs before have ended those count, too.
 _WROTE = """
-SELECT owner_uid, ended / 3600000000, sum(wrote + ?)
+SELECT owner_uid, ended / 3600000000, count(*), sum(wrote)
 FROM (
     SELECT owner_uid, json_extract(runs.body, '$.phase[1].at') AS ended,
-        coalesce(json_extract(runs.body, '$.journal_bytes'),
-            coalesce(json_extract(runs.body, '$.stdout_bytes'), 0)
-            + coalesce(json_extract(runs.body, '$.stderr_bytes'), 0)) AS wrote
+        coalesce(json_extract(runs.body, '$.journal_bytes'), 0) AS wrote
     FROM jobs JOIN runs ON runs.id = jobs.id
     WHERE (finished_at IS NULL OR finished_at >= ?) AND json_extract(runs.body, '$.phase[0]') = 'Finished')
 WHERE ended >= ? GROUP BY 1, 2 ORDER BY 2
@@ -68,12 +65,9 @@ class Figures:
         """How much the finished jobs of each owner take, with all their runs."""
         return dict(await self._ask(_FINISHED_BYTES))
 
-    async def wrote_since(self, begin: int, each: int) -> list[tuple[int, int, int]]:
-        """What runs that ended since then take of the journal: owner's uid, hour since 1970, bytes.
-
-        `each` is what a run takes besides its output.
-        """
-        return await self._ask(_WROTE, each, begin, begin)
+    async def wrote_since(self, begin: int) -> list[tuple[int, int, int, int]]:
+        """Runs that ended since then: owner's uid, hour since 1970, how many, bytes that their output takes."""
+        return await self._ask(_WROTE, begin, begin)
 
     async def _ask(self, query: str, *values: Any) -> list[Any]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, query, values)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from jobsvc import events, native
-from jobsvc.model import Finished, Job, User
+from jobsvc.model import Finished, Job
 
 SOCKET = "/run/systemd/journal.jobsvc/socket"
 MAX_UNSENT = 10_000
@@ -17,11 +17,11 @@ MAX_UNSENT = 10_000
 class Events:
     """Sends without ever waiting: what a slow or absent journal cannot take is sent with the next event.
 
-    `room` says whether there may be one more about jobs of this owner.
+    `room` says whether there may be one more about a job.
     """
 
     def __init__(self, path: str = SOCKET) -> None:
-        self.room: Callable[[User], bool] = lambda owner: True
+        self.room: Callable[[Job], bool] = lambda job: True
         self._path = path
         self._socket: socket.socket | None = None
         self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
@@ -51,7 +51,7 @@ class Events:
         self._note("reloaded", events.RELOADED, f"The configuration was read anew for {who}.", request)
 
     def _send(self, job: Job, event: str, message_id: str, text: str, request: str, **more: str) -> None:
-        if not self.room(job.owner):
+        if not self.room(job):
             return
         known = {
             "JOBSVC_ID": job.id,

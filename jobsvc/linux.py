@@ -271,6 +271,16 @@ def unread(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, FIONREAD, bytes(4)), sys.byteorder)
 
 
+def arguments(pid: int) -> tuple[int, int]:
+    """Where the arguments of a process begin and end in its memory: elsewhere after an exec, nowhere at last."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
+            fields = stat.read(4096).rpartition(b")")[2].split()
+    except OSError:
+        return 0, 0
+    return int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
+
+
 def untaken(fd: int) -> int:
     """What the receiver has not taken yet, in the kernel's own measure of memory; 0 is none."""
     return int.from_bytes(fcntl.ioctl(fd, SIOCOUTQ, bytes(4)), sys.byteorder)

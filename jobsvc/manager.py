@@ -72,7 +72,7 @@ class Manager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stdin: dict[str, int] = {}
         self.allowance = Allowance(lambda: self.config, self._cut_output)
-        events.room = self.allowance.events
+        events.room = self.allowance.event
         self.commits = Commits(store, self.hold_off)
         self.maintenance = store.fact(MAINTENANCE) == "on"
         self._turnstile = Turnstile(self.roster, realtime_usec, lambda: self.config, self._begin, self._shut)

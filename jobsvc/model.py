@@ -26,6 +26,8 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+LONGEST_NAME = 128  # characters; a program's may be longer than one that is given
+
 FINISHED = frozenset({State.COMPLETED, State.FAILED, State.STOPPED})
 
 
@@ -172,7 +174,7 @@ class Job:
     @property
     def name(self) -> str:
         name: str = self.spec.get("Name") or self.command[0].rpartition("/")[2] or self.id
-        return name
+        return name[:LONGEST_NAME]
 
     @property
     def command(self) -> list[str]:

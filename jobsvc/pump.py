@@ -32,6 +32,7 @@ GATHER: Final = 0.003
 BIG_READ: Final = 32 * 1024
 TERMINAL_READS: Final = 64  # of 4 KiB, and what waits is less; somebody who left the scope may write on and on
 WIDE_PIPE: Final = 1024 * 1024
+LOOK: Final = 1.0  # seconds; as often does journald look what a process is
 
 
 class Stream:
@@ -69,23 +70,28 @@ class Pump:
                 + native.field("PRIORITY", str(stream.priority))
             )
         self.room: int | None = request.log_size_max
+        self.quiet = request.quiet
         self.taken = 0  # bytes of the journal that its entries take
         self.most: int | None = request.output_left  # that they may take
         self.budget_is_used_up = False
         self.cut: dict[str, list[int]] = {}
         self.sender: native.Sender
         self.on_end: Callable[[], None]
+        self.pid = 0
         self.credentials = b""
+        self.arguments = (0, 0)
+        self.look_at = 0.0
         self.files: OutFiles | None = None
 
-    def begin(self, sender: native.Sender, credentials: bytes, on_end: Callable[[], None]) -> None:
-        """Start reading: the job runs, with these credentials.
+    def begin(self, sender: native.Sender, who: tuple[int, int, int], on_end: Callable[[], None]) -> None:
+        """Start reading: the job runs, as this process, user and group.
 
         `on_end` is called when both pipes have come to their end while it runs.
         """
         self.sender = sender
         self.on_end = on_end
-        self.credentials = credentials
+        self.pid = who[0]
+        self.credentials = native.credentials(*who)
         self.resume()
 
     def tee(self, files: OutFiles) -> None:
@@ -199,13 +205,16 @@ class Pump:
 
     def emit(self, stream: Stream, data: bytes, offset: int) -> None:
         """One entry, as far as LogSizeMax= and the owner's budget have room."""
-        kept = self._fitting(len(data))
+        cost = native.ENTRY_COST + self._new_arguments()
+        if self.quiet and not self.taken:
+            cost += native.ENTRY_COST  # of the entry that marks the end of output
+        kept = self._fitting(len(data), cost)
         if kept < len(data):
             self._cut(stream, offset + kept, offset + len(data))
             data = data[:kept]
         if not data:
             return
-        self.taken += self._cost() + kept
+        self.taken += cost + kept
         if self.room is not None:
             self.room -= kept
         head = b"%bJOBSVC_OFFSET=%d\nMESSAGE\n%b" % (
@@ -216,18 +225,27 @@ class Pump:
         output = (stream.name, offset, offset + len(data))
         self.sender.send(native.Entry([head, data, b"\n"], self.credentials, output))
 
-    def _fitting(self, count: int) -> int:
-        """How many bytes of a next entry there is room for."""
+    def _fitting(self, count: int, cost: int) -> int:
+        """How many bytes of a next entry there is room for, if it takes so many besides."""
         if self.room is not None:
             count = min(count, self.room)
-        if self.most is not None and count > (left := max(0, self.most - self.taken - self._cost())):
+        if self.most is not None and count > (left := max(0, self.most - self.taken - cost)):
             self.budget_is_used_up = True
             return left
         return count
 
-    def _cost(self) -> int:
-        """What a next entry takes besides its bytes; the first brings about the one that marks the end of output."""
-        return native.ENTRY_COST if self.taken else 2 * native.ENTRY_COST
+    def _new_arguments(self) -> int:
+        """How long the command line is that journald will note with a next entry; 0 if it has noted it before.
+
+        Where it is tells one from another. Its text is not looked at: who reads another's memory may have to wait.
+        """
+        present = loop.now()
+        if present < self.look_at:
+            return 0
+        self.look_at = present + LOOK
+        before, self.arguments = self.arguments, linux.arguments(self.pid)
+        begin, end = self.arguments
+        return end - begin if self.arguments != before else 0
 
     def bound(self, left: int) -> None:
         """Its entries may take no more of the journal than that from now on."""

@@ -34,7 +34,6 @@ GOING_DOWN = 10.0  # and if the machine is being shut down, should that be calle
 BOUNDS = ("RuntimeMaxUSec", "TimeoutStopUSec")  # the supervisor's to keep
 IN_PAM = "its supervisor ended while PAM opened the session"
 STOP_GRACE = 10.0  # seconds beyond TimeoutStopSec=, within which SIGKILL has had its effect or has none
-EVENTS = 3  # life events that a supervisor writes
 # Of what its owner's jobs may still write a run says each time that it has written so much more.
 SHARES, LEAST_STEP, LARGEST_STEP = 16, 1024 * 1024, 16 * 1024 * 1024
 START_GRACE = 30.0  # seconds beyond StartTimeoutSec=, within which a supervisor has to have given up by itself
@@ -185,7 +184,7 @@ class Runner:
             left = self._owner.allowance.left(self.job.owner.uid)
             if left != spec.INFINITY:
                 request |= {"output_left": left, "output_step": min(max(left // SHARES, LEAST_STEP), LARGEST_STEP)}
-            request["quiet"] = not self._owner.allowance.events(self.job.owner, EVENTS)
+            request["quiet"] = not self._owner.allowance.events_of_run(self.job)
             rundir.write(self.key, request)
             await self._owner.launcher.launch(self.key, stdin)
         except (launch.LauncherGone, OSError) as error:
@@ -416,7 +415,8 @@ class Runner:
 
     def _finish(self, result: Result, reason: str) -> None:
         end = Finished(result, at=realtime_usec(), reason=reason)
-        self._change(lambda job: model.finish(job, end, stdout_bytes=self.live.stdout, stderr_bytes=self.live.stderr))
+        out, err = self.live.stdout, self.live.stderr
+        self._change(lambda job: model.finish(job, end, stdout_bytes=out, stderr_bytes=err, journal_bytes=out + err))
         self.live.closed = True
 
     def _give_up(self) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jobsvc.request import Request
 
 INFO = "6"
+LONGEST = 512  # characters of a reason; the report has all of it
 
 
 class Story:
@@ -36,7 +37,7 @@ class Story:
         self._tell(
             events.FINISHED,
             "finished",
-            f"{text}, {report['reason']}." if report["reason"] else f"{text}.",
+            f"{text}, {report['reason'][:LONGEST]}." if report["reason"] else f"{text}.",
             JOBSVC_RESULT=report["result"],
             JOBSVC_EXIT_CODE=report["exit_code"],
             JOBSVC_SIGNAL=report["signal"],

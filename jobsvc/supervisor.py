@@ -182,7 +182,7 @@ class Supervisor:
         self.record.pump = pump
         if self.beginning.files is not None and self.main.files:
             pump.tee(self.beginning.files)
-        who = native.credentials(self.main.pid, account.uid, account.gid)
+        who = (self.main.pid, account.uid, account.gid)
         assert self.warden is not None
         # Nobody has the pipes open: the job is about to end, and its cgroup is gone soon after.
         pump.begin(self.sender, who, self.warden.note_usage)
@@ -261,7 +261,7 @@ class Supervisor:
         try:
             self.on_disk = report.write(REPORTS, self.directory, run, self.record.report)
         except OSError as error:
-            # Nowhere to write: peers hear it, and the journal has the finished event.
+            # Nowhere to write: peers hear it, and the journal has the finished event, if it has any.
             sys.stderr.write(f"jobsvc: no report of {run}: {error}\n")
             sys.stderr.flush()
 

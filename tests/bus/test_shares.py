@@ -17,6 +17,7 @@ from dbus_next.signature import Variant
 from house import House, Scenario, another, pretend
 
 from jobsvc import model, service
+from jobsvc.allowance import EVENT_COST
 from jobsvc.bus import BusError
 from jobsvc.callers import Caller
 from jobsvc.clock import realtime_usec
@@ -24,7 +25,6 @@ from jobsvc.config import Config
 from jobsvc.errors import AccessDenied, InteractiveAuthorizationRequired, Quota
 from jobsvc.live import Live
 from jobsvc.model import Finished, Result, Running, User
-from jobsvc.native import ENTRY_COST
 from jobsvc.polkit import SHOWN, Action, Polkit, showable
 from jobsvc.runner import Runner
 from jobsvc.share import Budget, Turns
@@ -81,7 +81,7 @@ def test_what_happens_to_jobs_takes_no_more_than_half_of_what_their_owner_may_wr
     house: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(house: House) -> None:
-        bound(house, max_output_per_user=20 * ENTRY_COST)
+        bound(house, max_output_per_user=20 * EVENT_COST)
         sent: list[str] = []
         house.manager.events._note = lambda event, *_, **__: sent.append(event)  # type: ignore[method-assign]
         pretend(house)
@@ -89,13 +89,19 @@ def test_what_happens_to_jobs_takes_no_more_than_half_of_what_their_owner_may_wr
             job_id, _ = await house.call("Start", "a{sv}", TRUE)
             await house.call("Stop", "sa{sv}", job_id, {})
         assert sent == ["queued", "stop-requested"] * 5
-        assert house.manager.allowance.left(4242) == 10 * ENTRY_COST
+        allowance, job = house.manager.allowance, house.manager.get(job_id)
+        assert allowance.left(4242) == 10 * EVENT_COST
         assert caplog.text.count("half of MaxOutputPerUser=") == 1
-        assert not house.manager.allowance.events(User(4242, "alice"))
-        house.manager.allowance._had = Budget()
-        assert house.manager.allowance.events(User(4242, "alice"))
+        assert not allowance.event(job)
+        assert not allowance.events_of_run(job)
+        root = User(0, "root")
+        for told in (replace(job, user=root), replace(job, owner=root)):  # what root does is told of
+            assert allowance.event(told)
+            assert allowance.events_of_run(told)
+        allowance._had = Budget()
         for _ in range(20):
-            assert house.manager.allowance.events(User(0, "root"))
+            assert allowance.events_of_run(job)  # tried again and again, it is still one run
+        assert allowance.left(4242) == 17 * EVENT_COST
 
     house(scenario)
 
@@ -146,23 +152,28 @@ def test_what_was_written_before_a_restart_counts(house: Run) -> None:
     async def scenario(house: House) -> None:
         bound(house, max_output_per_user=100_000)
         pretend(house)
-        for age, wrote in ((1, {"journal_bytes": 200}), (23, {}), (30, {"journal_bytes": 400})):
+        for age, took in ((1, 200), (23, 300), (30, 400)):
             job_id, _ = await house.call("Start", "a{sv}", TRUE)
             end = Finished(Result.SUCCESS, at=realtime_usec() - age * hour)
-            facts = {"stdout_bytes": 290, "stderr_bytes": 10} | wrote
+            facts = {"stdout_bytes": 10_000, "stderr_bytes": 10, "journal_bytes": took}
             job = house.manager.change(
                 house.manager.jobs[job_id], lambda job, end=end, facts=facts: model.finish(job, end, **facts)
             )
         house.manager.allowance._had = Budget()
+        bound(house, max_output_per_user=10_000)
+        await house.manager.allowance.recall(house.manager.store)
+        assert house.manager.allowance.left(4242) == 5000  # events are not taken to have had more than half
+        house.manager.allowance._had = Budget()
+        bound(house, max_output_per_user=100_000)
         await house.manager.reconcile()
-        assert house.manager.allowance.left(4242) == 100_000 - 200 - 300 - 2 * 4 * ENTRY_COST
+        assert house.manager.allowance.left(4242) == 100_000 - 200 - 300 - 2 * 4 * EVENT_COST
         old, young = (
             replace(job.run, number=n, phase=Running(), started_at=realtime_usec() - n * hour) for n in (30, 2)
         )
         house.manager.allowance.wrote(replace(job, run=old), 5000, by_then=True)
         house.manager.allowance.wrote(replace(job, run=old), 5100)
         house.manager.allowance.wrote(replace(job, run=young), 40, by_then=True)
-        assert house.manager.allowance.left(4242) == 100_000 - 200 - 300 - 2 * 4 * ENTRY_COST - 100 - 40
+        assert house.manager.allowance.left(4242) == 100_000 - 200 - 300 - 2 * 4 * EVENT_COST - 100 - 40
 
     house(scenario)
 

@@ -45,6 +45,11 @@ def test_the_first_end_holds() -> None:
     assert model.finish(finished, Finished(Result.LOST, at=10)) is finished
 
 
+def test_the_name_of_a_program_is_no_longer_than_one_that_is_given() -> None:
+    job = replace(QUEUED, spec={"Command": ["/bin/" + 1000 * "x"]})
+    assert job.name == 128 * "x"
+
+
 def test_hearing_of_the_start_twice_changes_nothing() -> None:
     assert model.started(RUNNING, 42, 5) == RUNNING
 

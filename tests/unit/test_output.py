@@ -263,10 +263,9 @@ def test_output_goes_to_files_too_as_the_user(stage: Stage) -> None:
 
 
 def test_a_run_tells_how_far_it_is_and_is_cut_when_its_owner_has_no_more(stage: Stage) -> None:
+    words = ["sh", "-c", "yes | head -c 5000000; read x; yes | head -c 5000000"]
     run = stage.start(
-        "sh",
-        "-c",
-        "yes | head -c 5000000; read x; yes | head -c 5000000",
+        *words,
         output_step=1_000_000,
         log_size_max=10**9,
         output_left=10**9 + 1,
@@ -284,7 +283,12 @@ def test_a_run_tells_how_far_it_is_and_is_cut_when_its_owner_has_no_more(stage: 
     assert report["cut"] == [["stdout", 5_001_000, 10_000_000]]
     assert report["notes"] == ["its output was cut: MaxOutputPerUser= is reached"]
     assert len(stage.journal.output()) == 5_001_000
-    assert report["journal_bytes"] == (len(stage.journal.chunks()) + 1) * ENTRY_COST + 5_001_000
+    assert report["journal_bytes"] == len(stage.journal.chunks()) * ENTRY_COST + length(words) + 5_001_000
+
+
+def length(words: list[str]) -> int:
+    """What a process has of them in its memory, and journald takes down."""
+    return sum(len(word) + 1 for word in words)
 
 
 def gate(stage: Stage) -> str:
@@ -295,20 +299,35 @@ def gate(stage: Stage) -> str:
 
 
 @pytest.mark.parametrize(
-    ("left", "kept", "notes"), [(999, 999, ["its output was cut: MaxOutputPerUser= is reached"]), (1000, 1000, [])]
+    ("left", "kept", "notes"), [(900, 900, ["its output was cut: MaxOutputPerUser= is reached"]), (10**6, 1000, [])]
 )
 def test_what_cut_the_output_is_told(stage: Stage, left: int, kept: int, notes: list[str]) -> None:
-    report = stage.run("head", "-c", "2000", "/dev/zero", log_size_max=1000, output_left=2 * ENTRY_COST + left)
+    words = ["sh", "-c", "head -c 2000 /dev/zero; sleep 0.3"]
+    report = stage.run(*words, log_size_max=1000, output_left=ENTRY_COST + length(words) + left)
     assert (report["cut"], report["notes"]) == ([["stdout", kept, 2000]], notes)
 
 
 def test_many_small_entries_count_as_what_the_journal_needs_for_them(stage: Stage) -> None:
     left = 10 * ENTRY_COST
-    report = stage.run("sh", "-c", "for i in $(seq 30); do echo; sleep 0.01; done", output_left=left)
-    taken = (len(stage.journal.chunks()) + 1) * ENTRY_COST + len(stage.journal.output())
+    words = ["sh", "-c", "for i in $(seq 30); do echo; sleep 0.01; done"]
+    report = stage.run(*words, output_left=left)
+    taken = len(stage.journal.chunks()) * ENTRY_COST + length(words) + len(stage.journal.output())
     assert report["journal_bytes"] == taken
     assert left - 3 * ENTRY_COST < taken <= left
     assert report["cut"] == [["stdout", len(stage.journal.output()), 30]]
+
+
+def test_each_command_line_that_journald_takes_down_counts(stage: Stage) -> None:
+    again = 'exec sh -c "sleep 1.1; echo; sleep 0.3" "$(head -c 50000 /dev/zero | tr "\\0" x)"'
+    report = stage.run("sh", "-c", f"echo; {again}")
+    assert 50_000 < report["journal_bytes"] < 55_000
+
+
+def test_no_event_is_as_long_as_what_could_not_be_executed(stage: Stage) -> None:
+    report = stage.run("/" + 100_000 * "x")
+    assert len(report["reason"]) > 100_000
+    assert stage.journal.events() == ["finished", "end-of-output"]
+    assert all(len(entry.fields["MESSAGE"]) < 1000 for entry in stage.journal.entries)
 
 
 def test_a_quiet_run_tells_only_where_output_ends(stage: Stage) -> None:

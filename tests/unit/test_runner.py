@@ -54,7 +54,7 @@ class Owner:
     def left(self, owner: int) -> int:
         return spec.INFINITY
 
-    def events(self, owner: User, count: int) -> bool:
+    def events_of_run(self, job: Job) -> bool:
         return True
 
     async def launch(self, key: str, stdin: int | None) -> int:
