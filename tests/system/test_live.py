@@ -55,7 +55,7 @@ def test_a_pause_outlives_the_service_and_its_crash(machine: Machine) -> None:
         service(machine, verb)
         assert in_state(machine, job, "paused")["state"] == "paused"
         assert freezer(machine, job)
-    call(machine, "Resume", "sa{sv}", job, "0")
+    machine.wait_until(lambda: call(machine, "Resume", "sa{sv}", job, "0") == "", what="its supervisor to be heard")
     assert in_state(machine, job, "running")
     assert not freezer(machine, job)
     call(machine, "Pause", "sa{sv}", job, "0")
@@ -75,11 +75,14 @@ def test_what_was_paused_while_nobody_looked_is_seen_afterwards(machine: Machine
 
 
 def test_paused_time_does_not_count(machine: Machine) -> None:
-    job = counting(machine, "--timeout", "1s")
-    call(machine, "Pause", "sa{sv}", job, "0")
-    time.sleep(1.5)
+    began = time.monotonic()
+    job = counting(machine, "--timeout", "1h")
+    assert call(machine, "Pause", "sa{sv}", job, "0") == ""
+    most = time.monotonic() - began + 1
+    assert set_(machine, job, "RuntimeMaxUSec", "t", str(int(most * 1e6))) == ""
+    time.sleep(most + 0.5)
     assert status(machine, job)["state"] == "paused"
-    call(machine, "Resume", "sa{sv}", job, "0")
+    assert call(machine, "Resume", "sa{sv}", job, "0") == ""
     assert ended(machine, job)["result"] == "timeout"
 
 

@@ -68,7 +68,7 @@ def test_one_users_flood_pushes_out_nothing_of_anothers(
         assert ended(machine, hers)["result"] == "success"
         machine.run(*rotate)  # what is not written to any more is what goes first
         theirs = [start(machine, "--", *flood, user=user) for flood in floods]
-        told = [ended(machine, job, user=user) for job in theirs]
+        told = [ended(machine, job, user=user, timeout=300) for job in theirs]
         assert {one["result"] for one in told} == {"success"}
         assert told[-1]["reason"] == "its output was cut: MaxOutputPerUser= is reached"
         done = jobctl(machine, "logs", hers)

@@ -99,6 +99,7 @@ def test_restarting_a_job_is_authorized_like_starting_it(machine: Machine) -> No
             assert status(machine, one, user="dave")["run"] == 1
     finally:
         machine.run("rm", "/etc/polkit-1/rules.d/10-story.rules")
+    machine.wait_until(lambda: jobctl(machine, "status", other).returncode == 4, what="the rule to be forgotten")
 
 
 def _restart_refusal(machine: Machine, job: str) -> bool:

@@ -21,6 +21,8 @@ def converse(shell: list[str], lines: list[str]) -> list[Any]:
         time.sleep(0.01)  # noqa: F821
     client = bus.call("Attach", "sa{sv}", job, {}).to_socket()
     client.send(b"w" + struct.pack("HH", 40, 90))
+    while b"> " not in bus.logs(job):
+        time.sleep(0.01)  # noqa: F821
     for text in lines:
         before = bus.logs(job).count(b"> ")
         client.send(b"i" + text.encode())

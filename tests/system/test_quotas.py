@@ -31,7 +31,7 @@ def reach(key: str, attempts: int) -> list[list[str]]:
         "MaxQueuedPerUser": ("Start", "a{sv}", hold),
         "MaxQueuedBytesPerUser": ("Start", "a{sv}", hold | long),
         "MaxCommandBytes": ("Start", "a{sv}", long),
-        "MaxCallsPerUser": ("ReadLogs", "sa{sv}", job, {"WaitUSec": ("t", 1_000_000)}),
+        "MaxCallsPerUser": ("ReadLogs", "sa{sv}", job, {"WaitUSec": ("t", 5_000_000)}),
         "MaxQuestionsPerUser": ("Start", "a{sv}", root),
         "MaxSubscribersPerUser": ("Subscribe", ""),
         "MaxFollowersPerUser": ("Logs", "sa{sv}", job, {"Follow": ("b", True)}),

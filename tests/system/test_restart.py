@@ -96,7 +96,7 @@ def test_a_job_can_be_stopped_by_the_next_life_of_the_service(machine: Machine) 
 
 
 def test_time_limits_hold_while_the_service_is_away(machine: Machine) -> None:
-    job = start(machine, "--timeout", "1s", "--", "sleep", "60")
+    job = start(machine, "--timeout", "6s", "--", "sleep", "60")
     in_state(machine, job, "running")
     service(machine, "stop")
     gone = ("pgrep", "-fx", "sleep 60")
@@ -162,13 +162,15 @@ def _crash(machine: Machine, unit: str, after: float) -> None:
 
 
 def test_restarting_the_launcher_leaves_the_running_jobs_alone(machine: Machine) -> None:
-    jobs = [start(machine, "--", "sh", "-c", "sleep 2; echo done; exit 6") for _ in range(3)]
+    script = "until [ -e go ]; do sleep 0.1; done; echo done; exit 6"
+    jobs = [start(machine, "--", "sh", "-c", script) for _ in range(3)]
     for job in jobs:
         in_state(machine, job, "running")
     systemctl(machine, "restart", "jobsvc-launcher.service")
-    assert jobctl(machine, "run", "--", "true").returncode == 0
+    assert jobctl(machine, "run", "--", "touch", "go").returncode == 0
     assert [ended(machine, job)["exit_code"] for job in jobs] == [6, 6, 6]
     assert [jobctl(machine, "logs", job).stdout for job in jobs] == [b"done\n"] * 3
+    machine.run("rm", "go", user="alice")
 
 
 def test_a_job_whose_supervisor_was_killed_is_lost_and_nothing_of_it_lives(machine: Machine) -> None:
@@ -241,7 +243,9 @@ def test_what_one_user_writes_in_a_day_is_bounded_while_it_is_written(machine: M
     machine.write(config, "[Manager]\nMaxOutputPerUser=20M\n")
     systemctl(machine, "reload", "jobsvc.service")
     try:
-        script = "until [ -e go ]; do sleep 0.05; done; yes | head -c 20M"
+        # Not so fast that much is on its way while the service is kept from reading of it.
+        flood = "for i in $(seq 20); do yes | head -c 1M; sleep 0.2; done"
+        script = f"until [ -e go ]; do sleep 0.05; done; {flood}"
         jobs = [start(machine, "--", "sh", "-c", script, user="erin") for _ in range(8)]
         for job in jobs:
             machine.wait_until(lambda job=job: status(machine, job, user="erin")["state"] == "running")

@@ -9,7 +9,7 @@ from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-ARCH = "tar cf - /usr/share | xz -T1 > arch.tar.xz; ls -l arch.tar.xz"
+ARCH = "tar cf - /usr/share | xz -T1 > arch.tar.xz; read _ <gate; ls -l arch.tar.xz"
 SLOW = 'exec 3<>gate; for word in one two three; do echo "$word"; read -r _ <&3; done'
 
 
@@ -19,6 +19,7 @@ def test_run_keeps_the_streams_apart_and_exits_as_the_job(machine: Machine) -> N
 
 
 def test_a_job_is_started_followed_twice_stopped_restarted_and_shown(machine: Machine) -> None:
+    machine.run("sh", "-c", "rm -f gate; mkfifo gate", user="alice")
     job = start(machine, "--name", "arch", "-E", "XZ_OPT=-0", "--", "sh", "-c", ARCH)
     assert re.fullmatch("[0-9a-f]{16}", job)
     in_state(machine, "arch", "running")
@@ -44,7 +45,8 @@ def test_a_job_is_started_followed_twice_stopped_restarted_and_shown(machine: Ma
     assert b"running" in shown.stdout
     assert running["unit"].encode() in shown.stdout
 
-    assert ended(machine, "arch", timeout=300)["result"] == "success"
+    machine.run("sh", "-c", "echo >gate", user="alice", timeout=300)
+    assert ended(machine, "arch")["result"] == "success"
     written = jobctl(machine, "logs", "arch")
     assert re.fullmatch(rb"-rw-\S+ 1 alice alice +\d{5,} .* arch\.tar\.xz\n", written.stdout)
     kept = _journal(machine, running["unit"]).splitlines()

@@ -49,7 +49,7 @@ def test_live_limits_are_in_force(vm: VM) -> None:
     in_state(vm, job, "running")  # before that it has used nothing
     slow, fast, refused = inside(vm, change, job, steps, timeout=100)
     assert slow[0] == "", slow
-    assert 0.1 <= slow[1] <= 0.3, slow
+    assert 0.05 <= slow[1] <= 0.45, slow  # what the host takes from the emulator meanwhile counts as used
     assert fast[0] == "", fast
     assert fast[1] > 0.5, fast
     assert "AllowedCPUs cannot be put in force" in refused[0], refused

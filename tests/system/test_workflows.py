@@ -20,7 +20,7 @@ QUEUES = "/etc/jobsvc/jobsvc.conf.d/queues.conf"
 def nothing_left(machine: Machine) -> Iterator[None]:
     # What other tests left in the history, also others' jobs that ran as alice.
     manager = ("org.jobsvc1", "/org/jobsvc1", "org.jobsvc1.Manager")
-    machine.run("busctl", "--timeout=120", "call", *manager, "RemoveMany", "asa{sv}", "0", "0")
+    machine.run("busctl", "--timeout=120", "call", *manager, "RemoveMany", "asa{sv}", "0", "0", timeout=130)
     yield
     jobctl(machine, "stop", "--all")
     jobctl(machine, "remove", "--all")
@@ -77,6 +77,7 @@ def test_as_with_pueue(machine: Machine, queues: None) -> None:
         jobctl start -q --queue two --name clean --after fetch:failure -- true
     """)  # fmt: skip
     assert "held" in sh(machine, "jobctl list --state queued --columns name,reason")
+    in_state(machine, "slow", "running")
     sh(machine, "jobctl pause slow")
     assert in_state(machine, "slow", "paused")["state"] == "paused"
     sh(machine, "jobctl resume --all; jobctl release fetch; jobctl wait clean; jobctl wait fetch || true")
