@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections import deque
@@ -12,10 +13,11 @@ from jobsvc.model import Finished, Job
 
 SOCKET = "/run/systemd/journal.jobsvc/socket"
 MAX_UNSENT = 10_000
+AGAIN = 1.0  # seconds
 
 
 class Events:
-    """Sends without ever waiting: what a slow or absent journal cannot take is sent with the next event.
+    """Sends without ever waiting: what a slow or absent journal cannot take is sent when it can.
 
     `room` says whether there may be one more about a job.
     """
@@ -25,6 +27,7 @@ class Events:
         self._path = path
         self._socket: socket.socket | None = None
         self._unsent: deque[bytes] = deque(maxlen=MAX_UNSENT)
+        self._again: asyncio.TimerHandle | None = None
 
     def queued(self, job: Job) -> None:
         self._send(job, "queued", events.QUEUED, f"Job {job.id} was queued by {job.owner.name}.", job.request)
@@ -81,9 +84,15 @@ class Events:
             except BlockingIOError:
                 raise
             except OSError:  # a restarted journal has a new socket: connect again, once
-                self.close()
+                self._disconnect()
                 with contextlib.suppress(OSError):
                     self._flush()
+        if self._unsent and self._again is None:
+            self._again = asyncio.get_running_loop().call_later(AGAIN, self._try_again)
+
+    def _try_again(self) -> None:
+        self._again = None
+        self.flush()
 
     def _flush(self) -> None:
         if self._socket is None:
@@ -93,7 +102,14 @@ class Events:
             self._socket.send(self._unsent[0])
             self._unsent.popleft()
 
-    def close(self) -> None:
+    def _disconnect(self) -> None:
         if self._socket:
             self._socket.close()
             self._socket = None
+
+    def close(self) -> None:
+        """What is unsent still has a chance."""
+        self.flush()
+        if self._again:
+            self._again.cancel()
+        self._disconnect()
