@@ -148,8 +148,8 @@ class VM(Guest):
             self._qemu = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._socket = socket.socket(socket.AF_UNIX)
-        self.wait_until(lambda: self._socket.connect_ex(os.fspath(path)) == 0, what="qemu's socket")
+        end = self._socket = socket.socket(socket.AF_UNIX)
+        self.wait_until(lambda: end.connect_ex(os.fspath(path)) == 0, what="qemu's socket")
         hello: queue.SimpleQueue[bool] = queue.SimpleQueue()
         reader = threading.Thread(target=self._listen, args=(self._socket, hello), daemon=True)
         reader.start()

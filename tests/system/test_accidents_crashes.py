@@ -35,7 +35,7 @@ def kill_often(times: int, seed: int) -> None:
             time.sleep(0.001)  # noqa: F821
         dead, began = pid, time.monotonic()  # noqa: F821
         if count % 4:
-            if not bus.owned(10):
+            if not bus.owned(120):
                 continue
             beginning = time.monotonic() - began  # noqa: F821
         time.sleep(chance.uniform(0, beginning / 3))  # noqa: F821

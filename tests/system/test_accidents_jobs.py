@@ -13,8 +13,8 @@ WAYS = {
     "deaf": DEAF + "echo on; while :; do sleep 4321; done",
     "forks twice": "(setsid sh -c \"trap '' TERM; while :; do sleep 4321; done\" &) ; " + DEAF + "echo on; sleep 4321",
     "forks without end": DEAF + "f() { sleep 4321 & sleep 0.02; f; }; f & echo on; while :; do sleep 4321; done",
-    "fills its pipe and sleeps": "echo on; head -c 3000000 /dev/zero; " + DEAF + "while :; do sleep 4321; done",
-    "closes its output": "echo on; exec >&- 2>&-; " + DEAF + "while :; do sleep 4321; done",
+    "fills its pipe and sleeps": DEAF + "echo on; head -c 3000000 /dev/zero; while :; do sleep 4321; done",
+    "closes its output": DEAF + "echo on; exec >&- 2>&-; while :; do sleep 4321; done",
     "stopped": "echo on; kill -STOP $$; sleep 4321",
 }
 
@@ -29,6 +29,8 @@ def nothing_left(machine: Machine) -> Iterator[None]:
 def test_every_way_to_ignore_an_end_ends_within_the_stop_timeout(machine: Machine) -> None:
     jobs = {name: start(machine, "--stop-timeout", "1s", "--", "sh", "-c", way) for name, way in WAYS.items()}
     inside(machine, until_on, list(jobs.values()))
+    filler = jobs["fills its pipe and sleeps"]
+    machine.wait_until(lambda: status(machine, filler)["output"]["stdout_bytes"] == len("on\n") + 3_000_000)
     asked = time.monotonic()
     assert jobctl(machine, "stop", *jobs.values()).returncode == 0
     assert time.monotonic() - asked < 20  # of a second each, all at once

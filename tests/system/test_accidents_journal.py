@@ -127,7 +127,7 @@ def test_a_journal_that_goes_while_jobs_write_loses_nothing_unnamed(
         for job in jobs:
             in_state(machine, job, "running")
         try:
-            assert inside(machine, break_while_they_write, verb, times, jobs, user="root", timeout=100) == times
+            assert inside(machine, break_while_they_write, verb, times, jobs, user="root", timeout=300) == times
         finally:
             machine.run("rm", "going", user="alice")
         told = [ended(machine, job) for job in jobs]

@@ -11,6 +11,7 @@ from machine.nspawn import Guest, Machine
 from machine.vm import VM
 
 OURS = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
+PATIENT = "/etc/systemd/logind.conf.d/60-story.conf"
 MANAGER = ("org.jobsvc1", "/org/jobsvc1", "org.jobsvc1.Manager")
 RELOAD = ("busctl", "call", *MANAGER, "Reload")
 
@@ -33,6 +34,7 @@ def configure(machine: Guest, *lines: str) -> Done:
 
 def told_of(machine: Guest, *matches: str) -> list[dict[str, Any]]:
     """The entries about jobs that fit."""
+    machine.run("journalctl", "--namespace=jobsvc", "--sync")
     argv = ("journalctl", "--namespace=jobsvc", "-q", "-o", "json", *matches)
     return [json.loads(line) for line in machine.run(*argv, timeout=60).stdout.splitlines()]
 
@@ -194,11 +196,17 @@ def test_statistics_count_what_was_and_only_ones_own(machine: Machine) -> None:
 
 def test_a_configured_shutdown_waits_for_what_runs(machine: Machine) -> None:
     assert configure(machine, "[Manager]", "InhibitShutdown=delay").returncode == 0
-    job = start(machine, "--", "sh", "-c", "echo begun; sleep 3; echo done")
+    machine.write(PATIENT, "[Login]\nInhibitDelayMaxSec=60\n")
+    machine.run("systemctl", "restart", "systemd-logind.service")
+    machine.run("sh", "-c", "rm -f gate; mkfifo gate", user="alice")
+    # It has something left to do when the shutdown begins, and then some.
+    job = start(machine, "--", "sh", "-c", "echo begun; read _ <gate; sleep 3; echo done")
     machine.wait_until(lambda: jobctl(machine, "logs", job).stdout == b"begun\n")
     listed = ("systemd-inhibit", "--list", "--no-pager", "--no-legend")
     machine.wait_until(lambda: b"jobs run" in machine.run(*listed).stdout)
+    machine.run("sh", "-c", "echo >gate", user="alice")
     machine.reboot()
+    machine.run("rm", PATIENT, "/home/alice/gate")
     told = status(machine, job)
     assert (told["result"], jobctl(machine, "logs", job).stdout) == ("success", b"begun\ndone\n")
     machine.wait_until(lambda: b"jobs run" not in machine.run(*listed).stdout)

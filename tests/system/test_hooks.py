@@ -15,7 +15,7 @@ TELL = """#!/bin/sh
 """
 SENDMAIL = "/usr/sbin/sendmail"
 MAILER = """#!/bin/sh
-{ id -un; echo "$@"; cat; } > "/var/tmp/told/mail-$$"
+{ id -un; echo "$@"; cat; } > "/var/tmp/told/.mail-$$" && mv "/var/tmp/told/.mail-$$" "/var/tmp/told/mail-$$"
 """
 
 

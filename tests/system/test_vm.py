@@ -1,6 +1,7 @@
 """Where the kernel holds limits: they hold and are measured."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
