@@ -241,7 +241,7 @@ def test_calls_under_way_are_bounded_by_user_not_by_connection(house: Run) -> No
         bound(house, max_calls_per_user=3)
         job_id, _ = await house.call("Start", "a{sv}", TRUE)
         pretend(house)
-        wait = {"WaitUSec": Variant("t", 2_000_000)}
+        wait = {"WaitUSec": Variant("t", 20_000_000)}
         asked = [asyncio.ensure_future(house.call("ReadLogs", "sa{sv}", job_id, wait)) for _ in range(3)]
         while len(house.manager._lives) < 1:
             await asyncio.sleep(0.01)
@@ -249,7 +249,8 @@ def test_calls_under_way_are_bounded_by_user_not_by_connection(house: Run) -> No
             with pytest.raises(BusError, match="MaxCallsPerUser=3") as error:
                 await second("Count", "a{sv}", {})
             assert error.value.name == "org.jobsvc1.Error.Quota"
-        await asyncio.gather(*asked, return_exceptions=True)
+        house.manager.stop(house.manager.jobs[job_id], "enough", "")
+        await asyncio.gather(*asked)
         await house.call("Count", "a{sv}", {})
 
     house(scenario)
@@ -278,14 +279,13 @@ def test_a_large_body_does_not_stop_the_loop(house: Run) -> None:
         slow = asyncio.ensure_future(house.call("StartMany", "aa{sv}a{sv}", [spec] * 1001, {}))
         while not house.door._large._busy:
             await asyncio.sleep(0)
-        begun = at = time.monotonic()
-        worst = 0.0
+        turns = 0
         while not slow.done():
             await asyncio.sleep(0.001)
-            worst, at = max(worst, time.monotonic() - at), time.monotonic()
+            turns += 1
         with pytest.raises(BusError, match="at most 1000 jobs"):
             await slow
-        assert worst < (at - begun) / 3
+        assert turns > 10
 
     house(scenario)
 

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from fake_service import FakeService, Jobctl, private_bus
+from hypothesis import settings
 from stage import Stage, staged
+
+settings.register_profile("unhurried", deadline=None)  # the machine may stall in any example
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

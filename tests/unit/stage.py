@@ -38,6 +38,7 @@ launcher.RUNS = {runs!r}
 supervisor.REPORTS = {reports!r}
 supervisor.NAMESPACE = {journal!r}
 supervisor.CGROUPS = {cgroups!r}
+supervisor.LAST_WORDS = 10.0
 os.dup2({listener}, 3)
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.environ["LISTEN_FDS"] = "1"
@@ -142,7 +143,8 @@ class Journal:
         fresh.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         fresh.bind(self.path)
         self.socket = fresh
-        threading.Thread(target=self._take, args=(fresh,), daemon=True).start()
+        self.thread = threading.Thread(target=self._take, args=(fresh,), daemon=True)
+        self.thread.start()
 
     def gone(self) -> None:
         """The socket unit is stopped: no socket, nobody behind it."""
@@ -150,13 +152,16 @@ class Journal:
         assert self.socket is not None
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
+        if self.taking.is_set():
+            self.thread.join(10)  # what was in its queue is noted
         self.socket.close()
         self.socket = None
 
     def _take(self, sock: socket.socket) -> None:
         while True:
             try:
-                data, ancillary, _, _ = sock.recvmsg(1 << 20, 4096)
+                # It is taken only when it has been noted: the supervisor may be over, and its test look, right then.
+                data, ancillary, _, _ = sock.recvmsg(1 << 20, 4096, socket.MSG_PEEK)
             except OSError:
                 return
             if not ancillary:
@@ -172,6 +177,8 @@ class Journal:
             entry = Entry(parse(data), sender)
             if int(entry.fields.get("JOBSVC_RUN", b"0")) >= self.since:
                 self.entries.append(entry)
+            with contextlib.suppress(OSError):
+                sock.recv(1)
             self.taking.wait()
 
     def output(self, stream: str = "stdout") -> bytes:
@@ -200,14 +207,20 @@ class Run:
         self.supervisor = pid
         self.scope = f"{stage.slice}/{key}.scope"
         self.heard: list[dict[str, Any]] = []
+        self.gate = -1
         self.connection = self.connect()
 
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(20)
         connection.connect(f"{self.directory}/control")
-        connection.send(control.pack_first("hello"))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is over: what it said is there to be read
+            connection.send(control.pack_first("hello"))
         return connection
+
+    def on(self, word: str = "") -> None:
+        """Let a script that reads a line go on."""
+        os.write(self.gate, f"{word}\n".encode())
 
     def tell(self, kind: str, **facts: Any) -> None:
         self.connection.send(control.pack(kind, **facts))
@@ -215,7 +228,10 @@ class Run:
     def hear(self, *kinds: str) -> dict[str, Any]:
         """The next packet of these types."""
         while True:
-            data = self.connection.recv(control.MAX_PACKET)
+            try:
+                data = self.connection.recv(control.MAX_PACKET)
+            except ConnectionResetError:  # it did not read our last words; its own are still there
+                continue
             assert data, f"end of file instead of {kinds}; heard {self.heard}"
             packet = json.loads(data)
             self.heard.append(packet)
@@ -282,7 +298,10 @@ class Stage:
         self.launcher, self.connection = self.launch()
 
     def fresh(self) -> None:
-        """For what comes now: the journal is empty, and stays so for what earlier runs have yet to say."""
+        """For what comes now: the journal takes what it gets, is empty, and stays so for what earlier runs say."""
+        self.journal.taking.set()
+        if self.journal.socket is None:
+            self.journal.open()
         self.journal.since = next(self.numbers)
         self.journal.entries.clear()
 
@@ -324,7 +343,7 @@ class Stage:
             "gid": NOBODY.pw_gid,
             "command": list(command),
             "working_directory": "/",
-            "timeout_stop_usec": 500_000,
+            "timeout_stop_usec": 20_000_000,
             "pam": "no",
             "request": "key",
             **facts,
@@ -352,6 +371,14 @@ class Stage:
         assert answer["type"] == "launched", answer
         return Run(self, key, answer["pid"])
 
+    def gated(self, script: str, **facts: Any) -> Run:
+        """A script of the shell, which waits wherever it reads a line."""
+        theirs, ours = os.pipe()
+        run = self.start("sh", "-c", script, stdin=theirs, **facts)
+        os.close(theirs)
+        run.gate = ours
+        return run
+
     def run(self, *command: str, **facts: Any) -> dict[str, Any]:
         """From launch to cleaned up."""
         run = self.start(*command, **facts)
@@ -367,7 +394,8 @@ class Stage:
         self.connection.close()
         for directory, _, _ in os.walk(self.mount + self.slice, topdown=False):
             for pid in Path(f"{directory}/cgroup.procs").read_text(encoding="ascii").split():
-                os.kill(int(pid), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             with contextlib.suppress(OSError):
                 eventually(lambda d=directory: "populated 0" in Path(f"{d}/cgroup.events").read_text())
                 os.rmdir(directory)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jobsvc import admission, config, model, quantity
@@ -297,7 +297,6 @@ SETTINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(ACTIONS, SETTINGS)
 def test_the_queue_does_what_the_rules_say(actions: list[tuple[str, Any, Any]], limits: Config) -> None:
     plainly, waiting, at = Plainly(limits), Queue(), NOW

@@ -1,6 +1,6 @@
 """Equal specs are kept once, and nothing that differs is taken for another."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jobsvc.alike import MOST, Alike
@@ -17,7 +17,6 @@ def job(spec: dict[str, object], request: str = ":1.2:3") -> Job:
     return Job("0" * 16, ALICE, ALICE, 1000, spec, 1, request, Run(1, Queued("")))
 
 
-@settings(deadline=None)
 @given(st.lists(SPECS, max_size=20))
 def test_a_job_is_what_it_was(specs: list[dict[str, object]]) -> None:
     alike = Alike()

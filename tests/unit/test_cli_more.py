@@ -262,7 +262,7 @@ def test_stats_are_a_table(service: FakeService, jobctl: Jobctl) -> None:
 
 
 def test_the_desktop_is_told(service: FakeService, jobctl: Jobctl) -> None:
-    desktop = open_dbus_connection(service.address)
+    desktop = open_dbus_connection(service.address, auth_timeout=60)
     with desktop as bus:
         assert Proxy(message_bus, bus).RequestName("org.freedesktop.Notifications") == (1,)
         jobctl.environment["DBUS_SESSION_BUS_ADDRESS"] = service.address
@@ -362,7 +362,7 @@ def test_attach_leaves_after_three_escapes(service: FakeService, jobctl: Jobctl)
     before = termios.tcgetattr(played.terminal)
     os.write(played.terminal, b"x\x1d\x1d")
     assert played.packet() == b"ix\x1d\x1d"
-    os.write(played.terminal, b"\x1d")
+    os.write(played.terminal, b"\x1d\x1d\x1d")  # all within a second
     assert b"left job" in _until(played.terminal, b"to itself\r\n")
     assert played.process.wait(20) == 130
     assert termios.tcgetattr(played.terminal) != before

@@ -282,7 +282,7 @@ def test_forged_signals_are_ignored(service: FakeService, client: Client) -> Non
     service.jobs[ID] = job()
     client.status(ID)
     client._watch()
-    with open_dbus_connection(service.address) as forger:
+    with open_dbus_connection(service.address, auth_timeout=60) as forger:
         signal = new_signal(EMITTER, "JobChanged", "sss", (ID, "failed", "lost"))
         signal.header.fields[HeaderFields.destination] = client.bus.unique_name
         forger.send(signal)
@@ -395,6 +395,6 @@ def test_a_service_that_stays_away_is_given_up(service: FakeService, monkeypatch
         client.on_wait = lambda: told.append(time.monotonic())
         service.leave()
         with pytest.raises(errors.ServiceUnavailable, match="did not come back"):
-            client.await_service(2.5)
+            client.await_service(4)
     service.enter()
     assert len(told) == 1

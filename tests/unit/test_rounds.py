@@ -31,7 +31,9 @@ def test_everything_that_runs_is_looked_at_and_nothing_wakes_up_for_nothing(monk
             while min(run.looks for run in runs.values()) < 3:
                 await asyncio.sleep(0)
         there.clear()
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while one._begun.is_set():
+                await asyncio.sleep(0.001)
         asleep = asyncio.create_task(one._begun.wait())
         await asyncio.sleep(0.01)
         assert not asleep.done()
