@@ -103,7 +103,8 @@ class Manager:
             return self._lives[key]
         run = self.store.run(job.id, number)
         if run is None:
-            raise NoSuchJob(f"job {job.id} has no run {number}; its runs are 1 to {job.run.number}")
+            newest = job.run.number
+            raise NoSuchJob(f"job {job.id} has no run {number}; its runs are {model.oldest_run(newest)} to {newest}")
         return Live(replace(job, run=run), closed=True)
 
     @property
@@ -258,7 +259,8 @@ class Manager:
 
     def _began(self, job: Job) -> bool:
         """Whether a run before the present one had its turn."""
-        runs = (self.store.run(job.id, number) for number in range(job.run.number - 1, 0, -1))
+        newest = job.run.number
+        runs = (self.store.run(job.id, number) for number in reversed(range(model.oldest_run(newest), newest)))
         ends = (run.phase for run in runs if run)
         return any(isinstance(end, Finished) and end.result is not model.Result.CANCELED for end in ends)
 

@@ -26,6 +26,7 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+KEPT_RUNS = 1000  # of one job: who restarts it for ever must not fill the disk
 LONGEST_NAME = 128  # characters; a program's may be longer than one that is given
 
 FINISHED = frozenset({State.COMPLETED, State.FAILED, State.STOPPED})
@@ -151,6 +152,11 @@ class Run:
     @property
     def finished(self) -> bool:
         return isinstance(self.phase, Finished)
+
+
+def oldest_run(newest: int) -> int:
+    """The number of the oldest run of a job that is still known."""
+    return max(1, newest - KEPT_RUNS + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,10 @@ class Store:
                 "INSERT OR REPLACE INTO runs VALUES (?, ?, ?)",
                 ((*key, pack_run(run)) for key, run in self._dirty_runs.items()),
             )
+            self._db.executemany(
+                "DELETE FROM runs WHERE id = ? AND number < ?",
+                ((job_id, oldest) for job_id, number in self._dirty_runs if (oldest := model.oldest_run(number)) > 1),
+            )
         self._dirty.clear()
         self._dirty_runs.clear()
 

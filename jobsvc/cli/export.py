@@ -19,6 +19,7 @@ from jobsvc.client import FINISHED, Client, Status
 from jobsvc.client_logs import LogStream
 from jobsvc.errors import AccessDenied, InvalidArgs, WrongState
 from jobsvc.formats import Trailer
+from jobsvc.model import oldest_run
 from jobsvc.quantity import SEC
 from jobsvc.render import as_json, dumps, spec_json
 
@@ -108,7 +109,8 @@ class Export:
         """All of it; the gaps, with their run."""
         self._text("job.json", as_json(self._status))
         self._spec()
-        for number in range(1, int(self._status.get("Run", 1)) + 1):
+        newest = int(self._status.get("Run", 1))
+        for number in range(oldest_run(newest), newest + 1):
             self._run(number)
         return self._missing
 

@@ -75,6 +75,19 @@ def test_a_job_of_a_release_in_which_a_priority_took_a_right_has_it(path: Path) 
     assert [one.priority_allowed for one in store.unfinished()] == [False, True]
 
 
+def test_of_a_job_that_is_run_again_for_ever_the_last_thousand_runs_stay(path: Path) -> None:
+    store = Store(path)
+    (one,) = store.accept([job(1)], [])
+    for number in range(2, 1502):
+        store.put(replace(one, run=replace(one.run, number=number)))
+        if number % 7 == 0:
+            store.flush()
+    store.flush()
+    found = [number for number in range(1, 1503) if store.run(one.id, number)]
+    assert found == list(range(502, 1502))
+    assert store._one("SELECT count(*) FROM runs") == 1000
+
+
 def test_what_cannot_be_written_is_told_all_the_same(path: Path) -> None:
     store = Store(path)
     first, second = store.accept([job(1), job(2)], [])
