@@ -33,7 +33,7 @@ NOTHING: Final = 64
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 2.0
 # Bytes of the journal that an entry takes besides its output. Measured: 520, and 850 for an event.
-ENTRY_COST: Final = 640
+ENTRY_COST: Final = 512
 
 F_ADD_SEALS: Final = 1033
 ALL_SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8
