@@ -318,7 +318,12 @@ class Manager:
         self._turnstile.hold_off(seconds)
 
     def _begin(self, job: Job) -> None:
-        self.drive(self.change(job, lambda job: model.begin(job, self.boot_id)), adopt=False)
+        job = self.change(job, lambda job: model.begin(job, self.boot_id))
+        if job.run.number > 1:
+            # Only what is committed may be launched: of a run it knows nothing of, the next life of the service takes
+            # away the files, and leaves a supervisor that waits for nobody. A first run was committed with its job.
+            self.commits.flush()
+        self.drive(job, adopt=False)
 
     def _shut(self) -> str | None:
         """Why nothing may begin."""

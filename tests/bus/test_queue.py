@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from house import House, Scenario, pretend
 
 from jobsvc import config, model
 from jobsvc.bus import BusError
+from jobsvc.launch import LauncherGone
 from jobsvc.manager import Manager
 from jobsvc.model import Finished, Job, Result
 from jobsvc.store import Store
@@ -632,5 +636,30 @@ def test_many_are_removed_together_and_each_has_its_answer(house: Run) -> None:
         assert (told.pop(ids[0]), told.pop("0" * 16)) == ("WrongState", "NoSuchJob")
         assert set(told.values()) == {""}
         assert await house.call("Count", "a{sv}", {}) == [{"queued": 1}]
+
+    house(scenario)
+
+
+def test_a_further_run_is_committed_before_it_is_launched(house: Run, tmp_path: Path) -> None:
+    """Else the next life of the service takes the files of a run it does not know from under its supervisor."""
+    launched: list[tuple[str, int]] = []
+
+    class Launcher:
+        async def launch(self, key: str, stdin: int | None) -> int:
+            with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
+                launched.append((key, db.execute("SELECT count(*) FROM runs WHERE number = 2").fetchone()[0]))
+            raise LauncherGone("it is busy")
+
+    async def scenario(house: House) -> None:
+        job_id = await start(house)
+        end = Finished(Result.SUCCESS, at=1, exit_code=0)
+        done = house.manager.change(job(house, job_id), lambda job: model.finish(job, end))
+        house.manager.launcher = Launcher()  # type: ignore[assignment]
+        house.manager._turnstile.open = True
+        assert house.manager.restart(done, "again") == 2
+        async with asyncio.timeout(10):
+            while not launched:
+                await asyncio.sleep(0)
+        assert launched == [(f"{job_id}-2", 1)]
 
     house(scenario)
