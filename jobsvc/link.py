@@ -57,8 +57,7 @@ class Link:
 
     async def ask(self, what: str, fds: list[int] | None = None, **facts: Any) -> dict[str, Any]:
         """Have the supervisor do something, and hear how it went. Raises WrongState with its reason."""
-        if not self._packets or self._packets.closed:
-            raise WrongState(f"{self._about} does not run yet")
+        assert self._packets is not None
         if "ask" not in self.can:
             raise WrongState(
                 f"{self._about} was started by an older release of jobsvc, which cannot do this; restart the job"

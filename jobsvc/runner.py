@@ -137,7 +137,7 @@ class Runner:
 
     async def ask(self, what: str, fds: list[int] | None = None, **facts: Any) -> dict[str, Any]:
         """Have the supervisor do something, and hear how it went. Raises WrongState with its reason."""
-        if not self._go:
+        if not (self._go and self._link.up):
             raise WrongState(f"job {self.job.id} does not run yet")
         return await self._link.ask(what, fds, **facts)
 
