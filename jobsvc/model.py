@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jobsvc.errors import WrongState
+from jobsvc.spec import LONGEST_NAME
 
 
 class State(StrEnum):
@@ -27,7 +28,6 @@ class State(StrEnum):
 
 
 KEPT_RUNS = 1000  # of one job: who restarts it for ever must not fill the disk
-LONGEST_NAME = 128  # characters; a program's may be longer than one that is given
 
 FINISHED = frozenset({State.COMPLETED, State.FAILED, State.STOPPED})
 
@@ -180,7 +180,7 @@ class Job:
     @property
     def name(self) -> str:
         name: str = self.spec.get("Name") or self.command[0].rpartition("/")[2] or self.id
-        return name[:LONGEST_NAME]
+        return name[:LONGEST_NAME]  # a program's may be longer than one that is given
 
     @property
     def command(self) -> list[str]:

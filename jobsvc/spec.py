@@ -51,6 +51,9 @@ def _flag(name: str) -> Key:
     return Key(name, "b", bool, kinds.parse_flag)
 
 
+LONGEST_NAME = 128  # bytes
+
+
 def _line(name: str, size: int) -> Key:
     check = kinds.text(
         lambda value: 0 < len(value.encode()) <= size and value.isprintable(),
@@ -68,7 +71,7 @@ RLIMITS: dict[str, Callable[[str], int]] = {
 
 _TABLE: tuple[Key, ...] = (
     Key("Command", "as", kinds.argv, kinds.parse_words),
-    _line("Name", 128),
+    _line("Name", LONGEST_NAME),
     Key("WorkingDirectory", "s", kinds.text(kinds.absolute, "an absolute path without '..'"), str),
     Key("Environment", "as", kinds.environment, kinds.parse_words, secret=True),
     _line("User", 256),
