@@ -284,7 +284,7 @@ def test_hup_and_int_are_ignored_by_the_supervisor_not_by_the_job(stage: Stage) 
 
 
 def test_an_idle_supervisor_never_wakes(stage: Stage) -> None:
-    run = stage.start("sh", "-c", "echo up; read x", stdin=os.open(fifo(stage), os.O_RDWR))
+    run = stage.gated("echo up; read x")
     run.go()
     eventually(stage.journal.chunks)
     run.tell("hello", looks=True)
@@ -302,13 +302,6 @@ def test_an_idle_supervisor_never_wakes(stage: Stage) -> None:
     assert idle(1)
     run.tell("stop")
     run.end()
-
-
-def fifo(stage: Stage) -> str:
-    path = f"{stage.directory}/fifo"
-    if not os.path.exists(path):
-        os.mkfifo(path)
-    return path
 
 
 def test_a_new_peer_hears_how_things_are(stage: Stage) -> None:

@@ -281,14 +281,9 @@ def test_output_goes_to_files_too_as_the_user(stage: Stage) -> None:
 
 
 def test_a_run_tells_how_far_it_is_and_is_cut_when_its_owner_has_no_more(stage: Stage) -> None:
-    words = ["sh", "-c", "yes | head -c 5000000; read x; yes | head -c 5000000"]
-    run = stage.start(
-        *words,
-        output_step=1_000_000,
-        log_size_max=10**9,
-        output_left=10**9 + 1,
-        stdin=os.open(gate(stage), os.O_RDWR),
-    )
+    script = "yes | head -c 5000000; read x; yes | head -c 5000000"
+    words = ["sh", "-c", script]
+    run = stage.gated(script, output_step=1_000_000, log_size_max=10**9, output_left=10**9 + 1)
     run.go()
     told = [run.hear("offsets")["stdout"]]
     while told[-1] < 4_000_000:
@@ -296,7 +291,7 @@ def test_a_run_tells_how_far_it_is_and_is_cut_when_its_owner_has_no_more(stage: 
     assert len(told) <= 5
     eventually(lambda: len(stage.journal.output()) == 5_000_000)
     assert run.ask("bounds", output_left=1000 + ENTRY_COST)["error"] == ""
-    Path(gate(stage)).write_bytes(b"go\n")
+    run.on()
     report = run.end()
     assert report["cut"] == [["stdout", 5_001_000, 10_000_000]]
     assert report["notes"] == ["its output was cut: MaxOutputPerUser= is reached"]
@@ -307,13 +302,6 @@ def test_a_run_tells_how_far_it_is_and_is_cut_when_its_owner_has_no_more(stage: 
 def length(words: list[str]) -> int:
     """What a process has of them in its memory, and journald takes down."""
     return sum(len(word) + 1 for word in words)
-
-
-def gate(stage: Stage) -> str:
-    path = f"{stage.directory}/gate"
-    if not os.path.exists(path):
-        os.mkfifo(path)
-    return path
 
 
 @pytest.mark.parametrize(
