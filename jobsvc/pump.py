@@ -229,6 +229,8 @@ class Pump:
         """How many bytes of a next entry there is room for, if it takes so many besides."""
         if self.room is not None:
             count = min(count, self.room)
+        if self.budget_is_used_up:
+            return 0  # a next one may cost less, but what was cut ends only with the output
         if self.most is not None and count > (left := max(0, self.most - self.taken - cost)):
             self.budget_is_used_up = True
             return left

@@ -346,6 +346,18 @@ def test_each_command_line_that_journald_takes_down_counts(stage: Stage) -> None
     assert 50_000 < run.end()["journal_bytes"] < 55_000
 
 
+def test_output_that_was_cut_does_not_go_on(stage: Stage) -> None:
+    """The first entry has no room for its command line; the next would have room without it."""
+    run = stage.gated(f"echo 1; read x; echo 2; read x # {50_000 * 'x'}", output_left=10_000)
+    run.go()
+    run.hear("started")
+    time.sleep(0.2)
+    run.on()
+    run.on()
+    assert run.end()["cut"] == [["stdout", 0, 4]]
+    assert stage.journal.chunks() == []
+
+
 def test_no_event_is_as_long_as_what_could_not_be_executed(stage: Stage) -> None:
     report = stage.run("/" + 100_000 * "x")
     assert len(report["reason"]) > 100_000
