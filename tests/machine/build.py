@@ -32,6 +32,10 @@ class Tools:
         """Run a command in the tree, without a network, and return how it went."""
         return self._layer.enter(argv, tree=self.tree, capture=capture)
 
+    def start(self, argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+        """The same in the background; what it says is there to be read."""
+        return self._layer.start(argv, tree=self.tree)
+
 
 def sources() -> list[Path]:
     """The files of the tree, those not committed yet included."""

@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("JOBSVC_CACHE", "/var/cache/jobsvc-build"))
+_CACHE_OF_ROOT, _CACHE_OF_OTHERS = Path("/var/cache/jobsvc-build"), Path("~/.cache/jobsvc-build").expanduser()
+CACHE = Path(os.environ.get("JOBSVC_CACHE", _CACHE_OF_OTHERS if os.geteuid() else _CACHE_OF_ROOT))
 SUITES = ("bookworm", "trixie")
 DEFAULT_SUITE = "trixie"
+
+# How many times slower than usual a machine may be before a wait that only guards against hanging is given up.
+SLOW = 6
 
 # What each program that we start comes in.
 _PACKAGES = {
@@ -38,9 +42,9 @@ def say(text: str) -> None:
         print(f"[{time.monotonic() - _started:6.1f}s] {text}", file=sys.stderr, flush=True)
 
 
-def need(*programs: str, packages: Sequence[str] = ()) -> None:
+def need(*programs: str, packages: Sequence[str] = (), root: bool = True) -> None:
     """Have these programs, and what else is in `packages`, from Debian's archive."""
-    if os.geteuid() != 0:
+    if root and os.geteuid() != 0:
         raise HostError("this starts Debian machines and must be run by root")
     wanted = [_PACKAGES[program] for program in programs if shutil.which(program) is None]
     for package in packages:
@@ -53,6 +57,8 @@ def need(*programs: str, packages: Sequence[str] = ()) -> None:
             wanted.append(package)
     if not wanted:
         return
+    if os.geteuid() != 0:
+        raise HostError(f"this needs packages that are not there: sudo apt install {' '.join(wanted)}")
     say(f"installing {' '.join(wanted)} on this machine")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     quietly("apt-get", "update", env=env)

@@ -15,7 +15,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from machine import cgroups
@@ -54,6 +54,7 @@ _TOOLS = [
     "python3-hypothesis",
     "python3-pytest",
     "python3-pytest-timeout",
+    "python3-pytest-xdist",
     "systemd",
     "zsh",
 ]
@@ -263,24 +264,34 @@ class Layer:
         *,
         tree: Path | None = None,
         capture: bool = False,
-        env: Mapping[str, str] | None = None,
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run a command in it without booting it, without a network, with `tree` at /src."""
-        inherited = {
+        with self.start(argv, tree=tree, capture=capture) as process:
+            try:
+                stdout, _ = process.communicate()
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(list(argv), process.returncode, stdout)
+
+    def start(
+        self, argv: Sequence[str], *, tree: Path | None = None, capture: bool = True
+    ) -> "subprocess.Popen[bytes]":
+        """The same in the background."""
+        environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
             "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
             "TERM": os.environ.get("TERM", "dumb"),
         }
-        return subprocess.run(
+        return subprocess.Popen(
             ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--cgroup"]
             + ["--", "/bin/sh", "-c", _ENTER, "sh", self.root, tree or "", *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if capture else None,
             stderr=subprocess.STDOUT if capture else None,
-            env={**inherited, **(env or {})},
-            check=False,
+            env=environment,
         )
 
     def remove(self) -> None:

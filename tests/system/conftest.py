@@ -1,13 +1,14 @@
 """Real machines with the real package: one of each suite for all tests, booted when first asked for."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from story import assert_nothing_left
 
-from machine import build, nspawn
+from machine import build, costs, nspawn, scale
 from machine import vm as vms
 from machine.host import DEFAULT_SUITE, SUITES, need
 from machine.nspawn import Machine
@@ -25,11 +26,24 @@ def deb() -> Path:
     return Path(given).resolve() if given else build.package(DEFAULT_SUITE)
 
 
+@pytest.fixture(scope="session")
+def machines(deb: Path) -> Iterator[Callable[[str], Machine]]:
+    """The machine of each suite: booted when first asked for, kept until all tests are done."""
+    booted: dict[str, Machine] = {}
+    with ExitStack() as stack:
+
+        def machine_of(suite: str) -> Machine:
+            if suite not in booted:
+                booted[suite] = stack.enter_context(nspawn.installed(suite, deb))
+            return booted[suite]
+
+        yield machine_of
+
+
 @pytest.fixture(scope="session", params=_SUITES)
-def machine(request: pytest.FixtureRequest, deb: Path) -> Iterator[Machine]:
+def machine(request: pytest.FixtureRequest, machines: Callable[[str], Machine]) -> Machine:
     """A machine of each suite with the package and alice, bob, carol (viewer), dave (admin)."""
-    with nspawn.installed(request.param, deb) as machine:
-        yield machine
+    return machines(request.param)
 
 
 @pytest.fixture
@@ -64,18 +78,35 @@ def vm(request: pytest.FixtureRequest, deb: Path) -> Iterator[VM]:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a virtual machine; keep what shares a machine in one process of xdist.
+    """Give each test its marks and its group, which runs in one process of xdist; the costliest groups come first.
 
-    What takes long and does not depend on the suite runs in the default one.
+    A group is a file on one suite. Those in virtual machines are one group: two emulators at once have the processors
+    of this machine to themselves, and what else runs beside them is late.
     """
-    once = [item for item in items if item.get_closest_marker("one_suite")]
-    items[:] = [item for item in items if item not in once or f"[{DEFAULT_SUITE}" in item.name]
+    suites = {item: _suite_of(item) for item in items}
+    if not scale.ROUND:
+        once = [item for item in items if item.get_closest_marker("one_suite")]
+        items[:] = [item for item in items if item not in once or suites[item] in ("", DEFAULT_SUITE)]
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        fixtures: list[str] = getattr(item, "fixturenames", [])
-        if "vm" in fixtures:
+        name = f"{suites[item]}-{item.path.stem}"
+        if "vm" in getattr(item, "fixturenames", []):
             item.add_marker(pytest.mark.vm)
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            for name, value in item.callspec.params.items():
-                if name in {"machine", "vm", "suite"}:
-                    group = f"vm-{value}" if "vm" in fixtures else str(value)
-                    item.add_marker(pytest.mark.xdist_group(group))
+            name = "vm"
+        item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+    groups.get("vm", []).sort(key=lambda item: suites[item])
+    items[:] = [item for group in sorted(groups.values(), key=_cost, reverse=True) for item in group]
+
+
+def _suite_of(item: pytest.Item) -> str:
+    if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        found = (item.callspec.params.get(name) for name in ("machine", "vm", "suite"))
+        return next((str(suite) for suite in found if suite), "")
+    return ""
+
+
+def _cost(group: list[pytest.Item]) -> float:
+    if group[0].get_closest_marker("vm"):
+        return float("inf")
+    return costs.of_file(group[0].path.stem, len(group))

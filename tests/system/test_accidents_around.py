@@ -11,13 +11,13 @@ from story import ended, in_state, inside, jobctl, service, start, status
 from story import systemctl as control
 from test_restart import exit_codes
 
-from machine import nspawn
+from machine import nspawn, scale
 from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 DROP_IN = "/run/systemd/system/jobsvc.service.d/story.conf"
-TIMES = 10  # of each
+TIMES = scale.times(4, 25)  # of each
 DEAF_A_WHILE = "trap 'echo bye; sleep 0.2; exit 7' TERM; echo on; while :; do sleep 0.05; done"
 
 
@@ -126,13 +126,14 @@ def kill_supervisors(phase: str, count: int, script: str, seed: int) -> dict[str
     return {"died": died, "ends": ends, "left": left}
 
 
+@pytest.mark.scaled
 def test_jobs_come_and_go_while_pid_1_is_reloaded_and_polkit_and_the_launcher_are_killed(machine: Machine) -> None:
     machine.run("sh", "-c", "rm -f ran; touch going", user="alice")
     jobs: list[str] = []
     submitter = threading.Thread(target=lambda: jobs.extend(inside(machine, submit, timeout=200)))
     submitter.start()
     try:
-        seen = inside(machine, break_around, TIMES, 20261122, user="root", timeout=150)
+        seen = inside(machine, break_around, TIMES, scale.seed(20261122), user="root", timeout=150)
     finally:
         machine.run("rm", "going", user="alice")
         submitter.join()
@@ -144,9 +145,10 @@ def test_jobs_come_and_go_while_pid_1_is_reloaded_and_polkit_and_the_launcher_ar
     assert sorted(map(int, machine.run("cat", "ran", user="alice").stdout.split())) == list(wanted)
 
 
+@pytest.mark.scaled
 @pytest.mark.parametrize("phase", ["held", "running", "stopping"])
 def test_a_job_whose_supervisor_is_killed_is_lost_or_its_true_end_is_known(machine: Machine, phase: str) -> None:
-    told = inside(machine, kill_supervisors, phase, TIMES, DEAF_A_WHILE, 20261122, user="root")
+    told = inside(machine, kill_supervisors, phase, TIMES, DEAF_A_WHILE, scale.seed(20261122), user="root")
     ends, known = [tuple(end) for end in told["ends"]], ("stopped", 7, None)
     assert told["left"] == []
     match phase:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from story import code, inside, systemctl
 
+from machine import scale
 from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-KILLS = 101  # on each suite
+KILLS = scale.times(21, 201)  # on each suite
 DROP_IN = "/run/systemd/system/jobsvc.service.d/story.conf"
 # Who is stopped says so, on both streams; nothing but the shell itself writes, a line at once.
 SCRIPT = """\
@@ -114,15 +115,16 @@ def faults(jobs: dict[str, Any], surely: dict[str, bool]) -> tuple[list[Any], di
     return wrong, results
 
 
+@pytest.mark.scaled
 def test_a_hundred_crashes_in_the_middle_of_starts_stops_and_restarts_lose_no_run(machine: Machine) -> None:
     machine.write(DROP_IN, "[Service]\nRestartSec=1ms\n")
     systemctl(machine, "daemon-reload")
     machine.run("sh", "-c", "rm -f ran; touch going", user="alice")
     began = machine.run("date", "+%s.%N").stdout.decode().strip()
     argv = ("timeout", "700", "python3", "-B", "-c")
-    submitters = [machine.popen(*argv, code(submit, SCRIPT, seed), user="alice") for seed in (1, 2)]
+    submitters = [machine.popen(*argv, code(submit, SCRIPT, scale.seed(at)), user="alice") for at in (1000, 2000)]
     try:
-        inside(machine, kill_often, KILLS, 20261122, user="root", timeout=600)
+        inside(machine, kill_often, KILLS, scale.seed(20261122), user="root", timeout=600)
     finally:
         machine.run("rm", "going", user="alice")
         told = [submitter.communicate(timeout=100) for submitter in submitters]

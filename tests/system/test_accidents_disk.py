@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 STATE = "/var/lib/jobsvc"
 CONFIG = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
+SOAK = pytest.mark.soak
 GATED = "exec 3<>{gate}; echo in; read x <&3; echo out; exit {code}"
 
 
@@ -31,7 +32,7 @@ def disk(machine: Machine) -> Iterator[Machine]:
     service(machine, "start")
 
 
-@pytest.mark.parametrize("meanwhile", ["", "kill", "restart"])
+@pytest.mark.parametrize("meanwhile", [pytest.param("", marks=SOAK), "kill", pytest.param("restart", marks=SOAK)])
 def test_on_a_full_disk_nothing_new_is_taken_and_what_runs_is_recorded_later(disk: Machine, meanwhile: str) -> None:
     disk.write(CONFIG, "[Manager]\nMaxRunning=4\n")
     service(disk, "restart")
@@ -133,6 +134,8 @@ def two_hundred() -> list[str]:
     return list(bus.until_ended(*jobs))
 
 
+@pytest.mark.one_suite
+@pytest.mark.scaled
 @pytest.mark.parametrize("harm", ["pages", "words", "nothing", "removal"])
 def test_a_damaged_database_is_set_aside_and_running_jobs_go_on(disk: Machine, harm: str) -> None:
     disk.run("sh", "-c", "rm -f gate; mkfifo gate", user="alice")

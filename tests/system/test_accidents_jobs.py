@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from story import assert_nothing_left, ended, inside, jobctl, start, status, until_on
 
+from machine import scale
 from machine.nspawn import Machine
 
 DEAF = "trap '' TERM HUP INT; "
@@ -44,9 +45,10 @@ def test_every_way_to_ignore_an_end_ends_within_the_stop_timeout(machine: Machin
 
 
 @pytest.mark.one_suite
+@pytest.mark.scaled
 def test_a_gigabyte_without_a_newline_is_read_back_whole(machine: Machine) -> None:
     """Of dave's: others have their own use for what a user may write in a day."""
-    size = 1_000_000_000
+    size = scale.times(100_000_000, 1_000_000_000)
     made = f"head -c {size} /dev/zero | tr '\\0' x"
     job = start(machine, "--", "sh", "-c", made, user="dave")
     told = ended(machine, job, user="dave", timeout=300)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from story import ended, in_state, inside, jobctl, service, start, status, systemctl
 
+from machine import scale
 from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -107,9 +108,10 @@ def break_while_they_write(verb: str, times: int, jobs: list[str]) -> int:
     return count
 
 
-@pytest.mark.parametrize(("verb", "times"), [("kill", 20), ("restart", 10)])
+@pytest.mark.scaled
+@pytest.mark.parametrize(("verb", "often"), [("kill", scale.times(5, 40)), ("restart", scale.times(3, 20))])
 def test_a_journal_that_goes_while_jobs_write_loses_nothing_unnamed(
-    machine: Machine, tmp_path: Path, verb: str, times: int
+    machine: Machine, tmp_path: Path, verb: str, often: int
 ) -> None:
     machine.run("touch", "going", user="alice")
     argv = ("python3", "-c", WRITER, "0.001")
@@ -127,7 +129,7 @@ def test_a_journal_that_goes_while_jobs_write_loses_nothing_unnamed(
         for job in jobs:
             in_state(machine, job, "running")
         try:
-            assert inside(machine, break_while_they_write, verb, times, jobs, user="root", timeout=300) == times
+            assert inside(machine, break_while_they_write, verb, often, jobs, user="root", timeout=300) == often
         finally:
             machine.run("rm", "going", user="alice")
         told = [ended(machine, job) for job in jobs]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from story import ended, follow, inside, jobctl, line, start, status
 
+from machine import scale
 from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -110,8 +111,9 @@ def test_raw_output_keeps_the_order_in_which_streams_were_written(machine: Machi
     machine.run("rm", "gate", user="alice")
 
 
+@pytest.mark.scaled
 def test_forty_jobs_in_a_row_lose_nothing_and_their_owner_reads_them(machine: Machine) -> None:
-    assert_each_is_readable(machine, 40)
+    assert_each_is_readable(machine, scale.times(20, 200))
 
 
 @contextlib.contextmanager
@@ -128,9 +130,10 @@ def slow_journal(machine: Machine) -> Iterator[None]:
             strace.wait()
 
 
+@pytest.mark.scaled
 def test_forty_jobs_in_a_row_lose_nothing_when_the_journal_is_slow(machine: Machine) -> None:
     with slow_journal(machine):
-        assert_each_is_readable(machine, 40)
+        assert_each_is_readable(machine, scale.times(8, 40))
 
 
 def test_output_that_is_late_is_waited_for_not_called_lost(machine: Machine) -> None:

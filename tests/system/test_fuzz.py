@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 
+import pytest
 from story import assert_nothing_left, in_state, inside, start, status, systemctl
 
+from machine import scale
 from machine.host import TREE
 from machine.nspawn import USERS, Machine
 
-SECONDS = float(os.environ.get("JOBSVC_FUZZ_SECONDS", "12"))
+SECONDS = float(os.environ.get("JOBSVC_FUZZ_SECONDS", scale.times("6", "120")))
 GROWTH = 12_000 if SECONDS < 60 else 30_000  # KiB, most of it of bodies of a megabyte and their threads
 
 
@@ -42,6 +44,7 @@ def stop_all() -> int:
     return len(stopped)
 
 
+@pytest.mark.scaled
 def test_whatever_is_sent_is_answered(machine: Machine) -> None:
     seed = int(os.environ.get("JOBSVC_FUZZ_SEED", str(time.time_ns() % 10**9)))
     print(f"JOBSVC_FUZZ_SEED={seed}")

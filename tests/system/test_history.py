@@ -241,6 +241,7 @@ def spend_a_budget() -> list[Any]:
     return [result, complaint, used, seconds]
 
 
+@pytest.mark.one_suite
 def test_a_users_slice_bounds_all_jobs_together(vm: VM) -> None:
     """The drop-in of jobsvcd(8): BUDGETS."""
     folder = "/etc/systemd/system/jobsvc-u1000.slice.d"

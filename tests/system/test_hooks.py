@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from story import assert_nothing_left, ended, in_state, jobctl, service, start, status
 
+from machine import scale
 from machine.nspawn import Machine
 
 OURS = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
@@ -101,9 +102,10 @@ def test_what_a_hook_submits_has_no_hook_either(machine: Machine) -> None:
     assert len(told(machine, f"{more['id']}-*")) == 0
 
 
+@pytest.mark.scaled
 def test_each_job_has_its_hook_once_however_often_the_service_is_killed(machine: Machine) -> None:
     jobs = []
-    for _ in range(3):
+    for _ in range(scale.times(1, 6)):
         jobs += [start(machine, "--", "sleep", f"{0.2 * number:.1f}") for number in range(12)]
         for _ in range(6):
             service(machine, "kill")

@@ -289,6 +289,7 @@ def test_what_waits_waits_on_after_a_reboot(machine: Machine) -> None:
         assert jobctl(machine, "stop", job).returncode == 0
 
 
+@pytest.mark.one_suite
 def test_ten_thousand_wait_and_cost_a_row_each(machine: Machine) -> None:
     """No descriptor, no task, little memory; and one more is taken in about as quickly as when there was none."""
     configure(machine, "[Manager]\nMaxQueued=20000\n")

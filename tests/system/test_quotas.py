@@ -63,6 +63,7 @@ QUOTAS = {
 }
 
 
+@pytest.mark.one_suite
 def test_every_quota_is_reached_with_an_error_that_names_it(machine: Machine) -> None:
     for key, (value, attempts, works, error) in QUOTAS.items():
         machine.write(CONF, f"[Manager]\n{key}={value}\n")
@@ -80,6 +81,7 @@ def test_every_quota_is_reached_with_an_error_that_names_it(machine: Machine) ->
             assert jobctl(machine, "run", "--", "echo", "here").stdout == b"here\n", key
 
 
+@pytest.mark.one_suite
 def test_root_is_not_counted(machine: Machine) -> None:
     for key in QUOTAS.keys() - {"MaxQueued", "MaxCommandBytes"}:
         value, attempts, *_ = QUOTAS[key]

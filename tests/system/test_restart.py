@@ -21,6 +21,7 @@ from story import (
     systemctl,
 )
 
+from machine import scale
 from machine.nspawn import Machine
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -128,9 +129,10 @@ def exit_codes(jobs: list[str]) -> list[Any]:
     return [[told[job]["Result"], told[job].get("ExitCode"), told[job]["Run"]] for job in jobs]
 
 
+@pytest.mark.scaled
 def test_no_job_is_lost_or_run_twice_under_random_crashes_of_the_launcher(machine: Machine) -> None:
-    count, crashes, victim = 100, 10, "jobsvc-launcher.service"
-    chance = random.Random(20261122)
+    (count, crashes), victim = scale.times((40, 4), (400, 40)), "jobsvc-launcher.service"
+    chance = random.Random(scale.seed(20261122))
     machine.run("rm", "-f", "ran", user="alice")
     jobs: list[list[str]] = []
     submitters = [

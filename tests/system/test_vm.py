@@ -78,6 +78,7 @@ def test_a_job_out_of_memory_says_so(vm: VM) -> None:
     assert told["limits"]["memory_max"] == 64 << 20
 
 
+@pytest.mark.one_suite
 def test_a_sandbox_is_around_a_job_and_its_limits_around_both(vm: VM) -> None:
     sandbox = ("--private-tmp", "--private-network", "--read-only-root", "--no-new-privileges")
     script = """touch ~/no 2>&-; touch /tmp/yes; ls ~/no /tmp 2>&-; tail -n +3 /proc/net/dev | cut -d: -f1
@@ -87,6 +88,7 @@ def test_a_sandbox_is_around_a_job_and_its_limits_around_both(vm: VM) -> None:
     assert status(vm)["result"] == "oom-kill"
 
 
+@pytest.mark.one_suite
 def test_a_limit_that_cannot_be_set_keeps_the_job_from_starting(vm: VM) -> None:
     cpus = spec("touch", "/var/tmp/began", AllowedCPUs=["ay", [0] * 7 + [128]])
     disk = spec("touch", "/var/tmp/began", IOReadBandwidthMax=["a(st)", [["/proc", MB]]])

@@ -10,6 +10,9 @@ from fake_service import FakeService, Jobctl, private_bus
 from hypothesis import settings
 from stage import Stage, staged
 
+# Fixtures that start processes; all else is one module and nothing around it.
+_WIDE = {"bus", "service", "jobctl", "stage", "shared"}
+
 settings.register_profile("unhurried", deadline=None)  # the machine may stall in any example
 settings.load_profile("unhurried")
 
@@ -58,3 +61,10 @@ def stage(shared: Stage) -> Stage:
     """The same, with nothing left of the test before."""
     shared.fresh()
     return shared
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs nothing but Python."""
+    for item in items:
+        if not _WIDE.intersection(getattr(item, "fixturenames", [])) and not item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.pure)

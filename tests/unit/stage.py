@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 NOBODY = pwd.getpwnam("nobody")
 ID = "0123456789abcdef"
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="supervisors are root's")
+needs_root = pytest.mark.root  # supervisors are root's
 
 LAUNCHER = """
 import os, sys
