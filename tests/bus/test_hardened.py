@@ -135,7 +135,7 @@ def test_a_flood_lets_others_have_their_turn(address: str) -> None:
         server.on_call = lambda call: heard.append(turns)
         for _ in range(1000):
             client.tell(server.unique_name, "/", f"{ECHO}.Say", "s", ("x",))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while len(heard) < 1000:
                 turns += 1
                 await asyncio.sleep(0)

@@ -171,7 +171,7 @@ def test_statistics_stall_nobody_and_show_nobody_elses(house: Run) -> None:
         read = figures._read
 
         def slowly(query: str, values: tuple[Any, ...]) -> list[Any]:
-            assert let_go.wait(60)
+            assert let_go.wait(360)
             return read(query, values)
 
         figures._read = slowly  # type: ignore[method-assign]
@@ -241,7 +241,7 @@ def test_an_end_that_nobody_waits_for_is_soon_on_the_disk(house: Run, monkeypatc
         monkeypatch.setattr(os, "fdatasync", lambda fd: loop.call_soon_threadsafe(synced.set))
         job = house.manager.get(job_id)
         house.manager.change(job, lambda job: replace(job, run=replace(job.run, stdout_bytes=7)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await synced.wait()
 
     house(scenario)

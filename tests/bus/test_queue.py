@@ -657,7 +657,7 @@ def test_a_further_run_is_committed_before_it_is_launched(house: Run, tmp_path: 
         house.manager.launcher = Launcher()  # type: ignore[assignment]
         house.manager._turnstile.open = True
         assert house.manager.restart(done, "again") == 2
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not launched:
                 await asyncio.sleep(0)
         assert launched == [(f"{job_id}-2", 1)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import cgroups, image
-from machine.host import HostError, asks_systemd, say
+from machine.host import SLOW, HostError, asks_systemd, say
 
 # The image's own programs by their full path: what we enter must not depend on our PATH.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -54,7 +54,8 @@ class Guest:
         """Run a command as this user, in the home directory, and return what it said.
 
         With `login` it gets a PAM session, and so logind's, like somebody who has logged in.
-        Raises Failed if `check` and the status is not 0, subprocess.TimeoutExpired when late.
+        Raises Failed if `check` and the status is not 0, subprocess.TimeoutExpired when late: after `timeout`
+        seconds of a usual machine, which a slow one has more of (SLOW).
         """
         raise NotImplementedError
 
@@ -105,11 +106,11 @@ class Guest:
 
     def wait_until(self, condition: Callable[[], Any], *, timeout: float = 30, what: str = "a condition") -> Any:
         """Ask until the answer is true and return it; the one place that sleeps."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * SLOW
         pause = 0.005
         while not (answer := condition()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {timeout} s for {what}")
+                raise TimeoutError(f"waited {timeout * SLOW:.0f} s for {what}")
             time.sleep(pause)
             pause = min(pause * 1.5, 0.2)
         return answer
@@ -165,7 +166,7 @@ class Machine(Guest):
 
     def _reach(self, timeout: float) -> None:
         assert self._nspawn is not None
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * SLOW
         state = "not there"
         while time.monotonic() < deadline:
             if self._nspawn.poll() is not None:
@@ -204,7 +205,7 @@ class Machine(Guest):
 
     def _gone(self, timeout: float) -> None:
         if self._nspawn is not None:
-            self._nspawn.wait(timeout)
+            self._nspawn.wait(timeout * SLOW)
         else:
             self.wait_until(lambda: not self.attach(), timeout=timeout, what="the machine's end")
         self._nspawn = None
@@ -272,7 +273,7 @@ class Machine(Guest):
     ) -> "subprocess.CompletedProcess[bytes]":
         with self.popen(*argv, user=user, env=env, cwd=cwd, login=login, stdin=_source(input)) as process:
             try:
-                stdout, stderr = process.communicate(input, timeout)
+                stdout, stderr = process.communicate(input, timeout and timeout * SLOW)
             except BaseException:
                 process.kill()
                 raise

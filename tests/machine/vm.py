@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import image
-from machine.host import HostError, quietly, say
+from machine.host import SLOW, HostError, quietly, say
 from machine.nspawn import USERS, Failed, Guest
 
 # A plain one: what Debian needs, and nothing that an emulator has learned only lately. Not cmpxchg16b
@@ -66,7 +66,7 @@ class Command:
     def result(self, timeout: float | None = None) -> "subprocess.CompletedProcess[bytes]":
         """Wait for its end. It is killed, and subprocess.TimeoutExpired raised, when late."""
         try:
-            answer = self.answer.get(timeout=timeout)
+            answer = self.answer.get(timeout=timeout and timeout * SLOW)
         except queue.Empty:
             self.signal(signal.SIGKILL)
             raise subprocess.TimeoutExpired(list(self.argv), timeout or 0) from None
@@ -154,7 +154,7 @@ class VM(Guest):
         reader = threading.Thread(target=self._listen, args=(self._socket, hello), daemon=True)
         reader.start()
         try:
-            return hello.get(timeout=timeout)
+            return hello.get(timeout=timeout * SLOW)
         except queue.Empty:
             return False
 
@@ -189,7 +189,7 @@ class VM(Guest):
     def _gone(self, timeout: float) -> None:
         assert self._qemu is not None
         assert self._socket is not None
-        self._qemu.wait(timeout)
+        self._qemu.wait(timeout * SLOW)
         self._socket.close()
         self._qemu = self._socket = None
 

@@ -58,7 +58,7 @@ class NativeDesk:
         return Reader.open()
 
     def _time(self, source: Source, stream: Stream, offset: int) -> int:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             for chunk in self._reader.backward(source, [stream]):
                 if chunk.offset == offset:

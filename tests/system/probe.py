@@ -21,6 +21,7 @@ from typing import Any
 from jeepney import DBusAddress, MatchRule, Message, MessageType, message_bus, new_method_call, new_method_return
 from jeepney.io.blocking import Proxy, open_dbus_connection
 
+SLOW = 6  # as that of machine.host, which is not there where this runs
 NAME, ROOT = "org.jobsvc1", "/org/jobsvc1"
 MANAGER = NAME + ".Manager"
 
@@ -51,7 +52,7 @@ class Bus:
         self.connection.send(call, serial=serial)
         return int(serial)
 
-    def reply(self, serial: int, timeout: float = 30) -> Any:
+    def reply(self, serial: int, timeout: float = 30 * SLOW) -> Any:
         """The answer to a call; Refused if it is an error. Signals that come before it are kept."""
         deadline = time.monotonic() + timeout
         while True:
@@ -88,22 +89,22 @@ class Bus:
 
     def watch(self, **rule: str) -> None:
         """Have signals delivered that are not for us alone."""
-        Proxy(message_bus, self.connection, timeout=10).AddMatch(MatchRule(type="signal", **rule))
+        Proxy(message_bus, self.connection, timeout=10 * SLOW).AddMatch(MatchRule(type="signal", **rule))
 
     def owner(self) -> str:
         """The unique name of the service's connection."""
-        return str(Proxy(message_bus, self.connection, timeout=10).GetNameOwner(NAME)[0])
+        return str(Proxy(message_bus, self.connection, timeout=10 * SLOW).GetNameOwner(NAME)[0])
 
     def owned(self, timeout: float) -> bool:
         """Wait until the service has its name, without calling it into being."""
         deadline = time.monotonic() + timeout
-        while not (there := Proxy(message_bus, self.connection, timeout=10).NameHasOwner(NAME)[0]):
+        while not (there := Proxy(message_bus, self.connection, timeout=10 * SLOW).NameHasOwner(NAME)[0]):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.003)
         return bool(there)
 
-    def signal(self, member: str, timeout: float = 30, **wanted: Any) -> Any:
+    def signal(self, member: str, timeout: float = 30 * SLOW, **wanted: Any) -> Any:
         """The next signal of this name (its first argument being `id`, if given); others are dropped."""
         deadline = time.monotonic() + timeout
         while True:
@@ -120,7 +121,7 @@ class Bus:
         """Wait for all of these jobs to end, and what their status is then."""
         self.call("Subscribe")
         done: dict[str, dict[str, Any]] = {}
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * SLOW
         for job in jobs:
             while (now := self.status(job))["State"] not in ("completed", "failed", "stopped"):
                 self.signal("JobChanged", timeout=max(0.0, deadline - time.monotonic()), id=job)
@@ -226,7 +227,7 @@ class Agent:
         self.bus.connection.send(new_method_call(authority, member, signature, body), serial=serial)
         self.bus.reply(serial)
 
-    def told(self, member: str = "BeginAuthentication", timeout: float = 30) -> Message:
+    def told(self, member: str = "BeginAuthentication", timeout: float = 30 * SLOW) -> Message:
         """The next thing polkit wants."""
         deadline = time.monotonic() + timeout
         while True:
@@ -250,7 +251,7 @@ def main_pid(unit: str) -> int | None:
         return None
 
 
-def killed(pid: int, timeout: float = 10) -> bool:
+def killed(pid: int, timeout: float = 10 * SLOW) -> bool:
     """SIGKILL, and wait for its end; False if it had ended before."""
     try:
         fd = os.pidfd_open(pid)

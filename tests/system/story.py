@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from machine.host import SLOW
 from machine.nspawn import Failed, Guest, Machine
 
 Done = subprocess.CompletedProcess[bytes]
@@ -69,7 +70,7 @@ def inside(
     login: bool = False,
 ) -> Any:
     """Run a function of ours in the machine as this user, with a session if it is to have logged in."""
-    bounded = ("timeout", str(timeout), "python3", "-B", "-")  # it ends there too, when late
+    bounded = ("timeout", str(timeout * SLOW), "python3", "-B", "-")  # it ends there too, when late
     sent = code(function, *arguments).encode()
     done = machine.run(*bounded, user=user, timeout=timeout + 10, input=sent, login=login)
     return json.loads(done.stdout)

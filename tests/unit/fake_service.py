@@ -156,7 +156,7 @@ class FakeService:
             self._thread.join()
         self._stop = os.pipe()
         self._gone = threading.Event()
-        self._bus: DBusConnection = open_dbus_connection(self.address, enable_fds=True, auth_timeout=60)
+        self._bus: DBusConnection = open_dbus_connection(self.address, enable_fds=True, auth_timeout=360)
         assert Proxy(message_bus, self._bus).RequestName(NAME) == (1,)
         self._thread = threading.Thread(target=self._serve, name="fake org.jobsvc1")
         self._thread.start()
@@ -392,7 +392,7 @@ class FakeService:
             signal.header.fields[HeaderFields.destination] = subscriber
             self._bus.send(signal)
 
-    def saw(self, member: str, seconds: float = 30) -> tuple[Any, ...]:
+    def saw(self, member: str, seconds: float = 180) -> tuple[Any, ...]:
         """Wait until such a call has come in; its arguments."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -445,7 +445,7 @@ class Jobctl:
     def raw(self, *args: str, **options: Any) -> tuple[int, bytes, bytes]:
         """Exit code, standard output, standard error, to the byte."""
         with self.start(*args, **options) as process:
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=180)
         return process.returncode, out or b"", err or b""
 
     def __call__(self, *args: str, **options: Any) -> Done:

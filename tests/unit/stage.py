@@ -78,7 +78,7 @@ def cgroup_mount() -> str:
         return next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true value of the condition."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -212,7 +212,7 @@ class Run:
 
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(20)
+        connection.settimeout(120)
         connection.connect(f"{self.directory}/control")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is over: what it said is there to be read
             connection.send(control.pack_first("hello"))
@@ -327,7 +327,7 @@ class Stage:
         )
         listener.close()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(20)
+        connection.settimeout(120)
         connection.connect(path)
         return process, connection
 

@@ -246,7 +246,7 @@ def test_stop_returns_when_the_jobs_have_ended(service: FakeService, jobctl: Job
     service.saw("Subscribe")
     assert process.poll() is None
     threading.Timer(0.1, service.end, (TWO,), {"State": "stopped", "Result": "stopped"}).start()
-    assert process.communicate(timeout=20) == (b"", b"")
+    assert process.communicate(timeout=120) == (b"", b"")
     assert process.returncode == 0
     assert jobctl("stop", "--no-block", ONE).code == 0
 
@@ -350,7 +350,7 @@ def test_restart_returns_when_the_new_run_is_there(service: FakeService, jobctl:
     assert process.poll() is None
     service.jobs[TWO].update(Run=2, State="queued")
     service.tell("JobChanged", "sss", (TWO, "queued", ""))
-    assert process.communicate(timeout=20) == (b"", b"")
+    assert process.communicate(timeout=120) == (b"", b"")
     assert process.returncode == 0
 
 
@@ -372,7 +372,7 @@ def test_wait_is_for_all_of_them(service: FakeService, jobctl: Jobctl) -> None:
     time.sleep(0.1)
     assert process.poll() is None
     service.end(TWO, State="completed", Result="success")
-    assert process.communicate(timeout=20) == (b"", b"")
+    assert process.communicate(timeout=120) == (b"", b"")
     assert process.returncode == 0
     assert jobctl("wait", ONE, THREE) == (1, "", f"jobctl: job {THREE} failed: exit-code\n")
     assert json.loads(jobctl("wait", "-o", "json", THREE).out)["exit_code"] == 2
@@ -382,7 +382,7 @@ def test_wait_any_says_which(service: FakeService, jobctl: Jobctl) -> None:
     process = jobctl.start("wait", "--any", ONE, TWO)
     service.saw("Status")
     service.end(TWO, State="completed", Result="success")
-    assert process.communicate(timeout=20) == (f"{TWO}\n".encode(), b"")
+    assert process.communicate(timeout=120) == (f"{TWO}\n".encode(), b"")
     assert process.returncode == 0
 
 
@@ -392,7 +392,7 @@ def test_wait_is_for_those_that_are_there(service: FakeService, jobctl: Jobctl) 
     service.saw("Status")
     assert process.poll() is None
     service.end(TWO, State="completed", Result="success")
-    assert process.communicate(timeout=20) == (b"", lost.encode())
+    assert process.communicate(timeout=120) == (b"", lost.encode())
     assert process.returncode == 1
     assert jobctl("wait", TWO, "0000000000000000").code == 1
     assert jobctl("wait", "--any", "nope", TWO) == (1, f"{TWO}\n", lost)
@@ -427,7 +427,7 @@ def test_wait_does_not_poll(service: FakeService, jobctl: Jobctl) -> None:
     time.sleep(0.7)
     assert len(service.calls) == before
     service.end(TWO, State="stopped", Result="stopped")
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.decode() == f"jobctl: job {TWO} stopped: stopped\n"
 

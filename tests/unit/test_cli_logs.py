@@ -131,7 +131,7 @@ def test_a_reader_that_has_enough_is_no_error(service: FakeService, jobctl: Jobc
     assert process.stderr
     assert process.stdout.read(4) == b"y\ny\n"
     process.stdout.close()
-    assert process.wait(20) == 141
+    assert process.wait(120) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -154,7 +154,7 @@ def test_followers_end_with_the_job(service: FakeService, jobctl: Jobctl) -> Non
         assert process.poll() is None
     service.held.set()
     for process in followers:
-        assert process.communicate(timeout=20) == (b"", b"")
+        assert process.communicate(timeout=120) == (b"", b"")
         assert process.returncode == 0
 
 
@@ -168,7 +168,7 @@ def test_following_goes_on_after_a_restart_of_the_service(service: FakeService, 
     service.write("stdout", b"after")
     service.held.set()
     threading.Timer(0.3, service.enter).start()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (out, unhurried(err)) == (b"after", b"")
     assert process.returncode == 0
     assert threading.active_count() < 10
@@ -183,7 +183,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(service: FakeService, jobctl:
     assert process.stdout
     assert process.stdout.read(1) == b"x"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1].strip() == b""
+    assert process.communicate(timeout=120)[1].strip() == b""
     assert process.returncode == 130
     assert "Stop" not in [member for member, _ in service.calls]
 

@@ -123,7 +123,7 @@ def test_an_export_replaces_only_plain_files(service: FakeService, jobctl: Jobct
         assert select.select([reader], [], [], 10)[0]
         with os.fdopen(reader, "rb") as read:
             assert "job.json" in members(read.read())
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.communicate()
@@ -184,7 +184,7 @@ def test_top_fills_a_terminal_until_q(service: FakeService, jobctl: Jobctl) -> N
         shown += _until(ours, b"by memory")
         os.write(ours, b"q")
         shown += _until(ours, b"\x1b[?1049l")
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     os.close(ours)
     assert b"1 running, 2 queued" in shown
     assert TWO.encode() in shown
@@ -226,7 +226,7 @@ def test_top_leaves_the_terminal_as_it_was(service: FakeService, jobctl: Jobctl)
             assert b"\x1b[?1049h" in _until(ours, b"COMMAND")
             process.send_signal(signal.SIGTERM)
             _until(ours, b"\x1b[?1049l")
-            assert process.wait(20) == 143
+            assert process.wait(120) == 143
             assert termios.tcgetattr(theirs) == before
         finally:
             process.kill()
@@ -234,7 +234,7 @@ def test_top_leaves_the_terminal_as_it_was(service: FakeService, jobctl: Jobctl)
     os.close(ours)
 
 
-def _until(fd: int, wanted: bytes, seconds: float = 10) -> bytes:
+def _until(fd: int, wanted: bytes, seconds: float = 60) -> bytes:
     """Read a terminal until this has come."""
     seen, until = b"", time.monotonic() + seconds
     while wanted not in seen:
@@ -262,20 +262,20 @@ def test_stats_are_a_table(service: FakeService, jobctl: Jobctl) -> None:
 
 
 def test_the_desktop_is_told(service: FakeService, jobctl: Jobctl) -> None:
-    desktop = open_dbus_connection(service.address, auth_timeout=60)
+    desktop = open_dbus_connection(service.address, auth_timeout=360)
     with desktop as bus:
         assert Proxy(message_bus, bus).RequestName("org.freedesktop.Notifications") == (1,)
         jobctl.environment["DBUS_SESSION_BUS_ADDRESS"] = service.address
         service.jobs[ONE].update(State="failed", Result="exit-code", ExitCode=3, Name="<b>\x1b")
         process = jobctl.start("wait", "--notify", ONE)
         while True:
-            message = bus.receive(timeout=10)
+            message = bus.receive(timeout=60)
             if message.header.message_type is MessageType.method_call:
                 break
         assert message.header.fields[HeaderFields.member] == "Notify"
         assert message.body[3:5] == ("<b>\\x1b failed", f"Job {ONE}: exit-code, status 3")
         bus.send(new_method_return(message, "u", (1,)))
-        assert process.wait(20) == 1
+        assert process.wait(120) == 1
         process.communicate()
     del jobctl.environment["DBUS_SESSION_BUS_ADDRESS"]
     assert "there is no desktop to tell" in jobctl("wait", "--notify", ONE).err
@@ -289,7 +289,7 @@ class Played:
 
     def __init__(self, service: FakeService, jobctl: Jobctl, *args: str) -> None:
         self.theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.theirs.settimeout(10)
+        self.theirs.settimeout(60)
         handed = os.dup(ours.fileno())
         ours.close()
         service.on["Attach"] = lambda *_: ("h", (Handed(handed),))
@@ -325,7 +325,7 @@ def test_run_in_a_terminal(service: FakeService, jobctl: Jobctl) -> None:
     os.killpg(played.process.pid, 28)  # SIGWINCH: there is no shell here that would make us its foreground
     assert played.packet() == b"w" + struct.pack("HH", 40, 100)
     service.held.set()
-    assert played.process.wait(20) == 5
+    assert played.process.wait(120) == 5
     played.close()
 
 
@@ -364,7 +364,7 @@ def test_attach_leaves_after_three_escapes(service: FakeService, jobctl: Jobctl)
     assert played.packet() == b"ix\x1d\x1d"
     os.write(played.terminal, b"\x1d\x1d\x1d")  # all within a second
     assert b"left job" in _until(played.terminal, b"to itself\r\n")
-    assert played.process.wait(20) == 130
+    assert played.process.wait(120) == 130
     assert termios.tcgetattr(played.terminal) != before
     assert not [member for member, _ in service.calls if member in ("Stop", "Kill")]
     played.close()
@@ -400,11 +400,11 @@ def test_a_file_as_input_is_sent_in_pieces(service: FakeService, jobctl: Jobctl,
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGINT)
             assert service.saw("Kill")[2] == 9
-            theirs.settimeout(10)
+            theirs.settimeout(60)
             while packet := theirs.recv(8192)[1:]:
                 assert not packet.strip(b"x")
             service.held.set()
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
         finally:
             process.kill()
     theirs.close()
@@ -432,7 +432,7 @@ def test_ctrl_c_cancels_a_job_that_waits_in_the_queue(service: FakeService, jobc
     assert service.saw("Stop")[0] == job_id
     _until(played.terminal, b"stopping job")
     service.held.set()
-    assert played.process.wait(20) == 125
+    assert played.process.wait(120) == 125
     played.close()
 
 
@@ -442,7 +442,7 @@ def test_ctrl_c_leaves_a_job_that_was_only_to_be_attached_to(service: FakeServic
     service.saw("Subscribe")
     played.process.send_signal(signal.SIGINT)
     assert b"left job" in _until(played.terminal, b"to itself\r\n")
-    assert played.process.wait(20) == 130
+    assert played.process.wait(120) == 130
     assert "Stop" not in [member for member, _ in service.calls]
     played.close()
 

@@ -409,7 +409,7 @@ def test_wait_for_all_that_fit(service: FakeService, jobctl: Jobctl) -> None:
     service.saw("Status")
     service.end(ONE, State="completed", Result="success")
     service.end(TWO, State="failed", Result="exit-code", ExitCode=1)
-    assert process.communicate(timeout=20)[1].decode() == f"jobctl: job {TWO} failed: exit-code\n"
+    assert process.communicate(timeout=120)[1].decode() == f"jobctl: job {TWO} failed: exit-code\n"
     assert process.returncode == 1
     assert jobctl("wait", "--all") == (0, "", "")
     service.jobs[ONE]["State"] = "running"
@@ -468,7 +468,7 @@ def test_maintenance(service: FakeService, jobctl: Jobctl) -> None:
     service.saw("Subscribe")
     service.running = 0
     service.end(TWO, State="completed", Result="success")
-    assert (process.wait(20), service.maintenance) == (0, True)
+    assert (process.wait(120), service.maintenance) == (0, True)
     assert "on: nothing new" in jobctl("maintenance", "status").out
     assert json.loads(jobctl("-o", "json", "maintenance").out)["maintenance"] is True
     assert "in maintenance" in jobctl("list").err

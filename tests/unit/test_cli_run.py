@@ -106,7 +106,7 @@ def test_it_goes_on_where_it_was_when_the_service_is_restarted(service: FakeServ
     service.leave()
     service.held.set()
     service.enter()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out, unhurried(err)) == (7, b"before after", b"")
 
 
@@ -125,7 +125,7 @@ def test_ctrl_c_stops_the_job_and_its_end_is_ours(service: FakeService, jobctl: 
     assert service.saw("Stop")[0] == ID
     service.write("stdout", b"cleaning up\n")
     service.held.set()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 143
     assert f"stopping job {ID}; Ctrl-C again kills it" in err.decode()
 
@@ -137,7 +137,7 @@ def test_ctrl_c_twice_kills_and_thrice_leaves(service: FakeService, jobctl: Jobc
     process.send_signal(signal.SIGINT)
     assert service.saw("Kill")[:3] == (ID, "all", 9)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "to itself" in err.decode()
 
@@ -156,7 +156,7 @@ def test_a_stop_that_is_refused_is_told(service: FakeService, jobctl: Jobctl, na
     process.send_signal(signal.SIGINT)
     assert f"jobctl: cannot kill job {ID}: not yours\n".encode() in told
     service.held.set()
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
 
 
 def test_sigterm_stops_the_job_as_well(service: FakeService, jobctl: Jobctl) -> None:
@@ -165,7 +165,7 @@ def test_sigterm_stops_the_job_as_well(service: FakeService, jobctl: Jobctl) -> 
     service.saw("Stop")
     process.send_signal(signal.SIGTERM)
     service.held.set()
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 143
     assert "Kill" not in [member for member, _ in service.calls]
 
@@ -176,7 +176,7 @@ def test_ctrl_c_is_heard_while_nobody_reads_our_output(service: FakeService, job
     process.send_signal(signal.SIGINT)
     service.saw("Stop")
     service.held.set()
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=120)
     assert out == b"x" * 1_000_000
     assert process.returncode == 143
 
@@ -195,7 +195,7 @@ def test_a_stop_that_the_service_did_not_hear_is_said_again(service: FakeService
     service.enter()
     assert service.saw("Stop")[0] == ID
     service.held.set()
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 143
 
 
@@ -206,7 +206,7 @@ def test_when_the_reader_goes_the_job_is_stopped(service: FakeService, jobctl: J
     assert process.stdout.read(4) == b"y\ny\n"
     process.stdout.close()
     service.saw("Stop")
-    assert process.wait(20) == 141
+    assert process.wait(120) == 141
     assert process.stderr
     assert process.stderr.read() == b""
     process.stderr.close()

@@ -282,7 +282,7 @@ def test_forged_signals_are_ignored(service: FakeService, client: Client) -> Non
     service.jobs[ID] = job()
     client.status(ID)
     client._watch()
-    with open_dbus_connection(service.address, auth_timeout=60) as forger:
+    with open_dbus_connection(service.address, auth_timeout=360) as forger:
         signal = new_signal(EMITTER, "JobChanged", "sss", (ID, "failed", "lost"))
         signal.header.fields[HeaderFields.destination] = client.bus.unique_name
         forger.send(signal)

@@ -46,7 +46,7 @@ def test_what_the_journal_could_not_take_is_sent_when_it_can(tmp_path: Path, mon
         with journal(path) as end:
             for number in range(1, COUNT):
                 events.queued(job(number))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(180):
                 while len(found) < COUNT:
                     found += heard(end)
                     await asyncio.sleep(0.001)

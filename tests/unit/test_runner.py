@@ -287,7 +287,7 @@ def test_what_a_supervisor_does_not_stop_in_time_systemd_does(monkeypatch: pytes
 
     async def scenario() -> None:
         one.stop("enough")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while owner.did != ["thaw", "stop"]:
                 await asyncio.sleep(0)
 

@@ -27,7 +27,7 @@ def attach(run: Run) -> socket.socket:
     with theirs:
         control.send_fds(run.connection, control.pack("ask", ask=1, what="attach"), [theirs.fileno()])
     assert run.hear("answer")["error"] == ""
-    ours.settimeout(10)
+    ours.settimeout(60)
     return ours
 
 
