@@ -1,4 +1,5 @@
-# Everything here needs root and Debian 12 or 13, and installs what it needs from Debian's packages.
+# Everything here needs Debian 12 or 13 and installs what it needs from Debian's packages. All but quick and lint
+# needs root.
 # The machines and images are kept in JOBSVC_CACHE (/var/cache/jobsvc-build), outside the tree.
 
 SUITE ?= trixie
@@ -9,14 +10,17 @@ PYTHON = command -v /usr/bin/python3 >/dev/null || \
 	{ echo "installing python3 on this machine"; apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install python3 >/dev/null; } && \
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests /usr/bin/python3
 
-.PHONY: help deb try try-clean check lint types unit package system vm fuzz bench clean
+.PHONY: help deb try try-clean quick check soak lint types unit package machines system vm fuzz bench clean
 
 help:
 	@echo "make deb [SUITE=bookworm]    build the package into dist/"
 	@echo "make try [ARGS='run -- ls']  run a job (or any jobctl command) in a throwaway machine"
 	@echo "make try-clean               remove that machine"
-	@echo "make check                   lint, types, all tests on Debian 12 and 13"
-	@echo "make lint|types|unit|package|system|vm [ARGS='-k word']   one part of it"
+	@echo "make quick                   lint, types and the pure unit tests, without root, in under a minute"
+	@echo "make check                   lint, types, all tests on Debian 12 and 13: each promise once"
+	@echo "make lint|types|unit|package|machines [ARGS='-k word']    one part of it"
+	@echo "make system|vm [ARGS='-k word']   of machines: those of systemd-nspawn, those of qemu"
+	@echo "make soak [MINUTES=60]       kills, damages, power cuts and floods, round after round"
 	@echo "make fuzz [SECONDS=300]      hostile calls from an ordinary user, on Debian 12 and 13"
 	@echo "make bench [ARGS=...]        measure, beside other tools"
 
@@ -32,8 +36,11 @@ try-clean:
 check:
 	@$(PYTHON) -m machine.check
 
-lint types unit package system vm:
+quick lint types unit package machines system vm:
 	@$(PYTHON) -m machine.check $@ -- $(ARGS)
+
+soak:
+	@MINUTES=$(or $(MINUTES),60) $(PYTHON) -m machine.check $@ -- $(ARGS)
 
 fuzz:
 	@export JOBSVC_FUZZ_SECONDS=$(or $(SECONDS),300); $(PYTHON) -m machine.check system -- -k test_fuzz -s $(ARGS)

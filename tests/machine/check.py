@@ -19,6 +19,8 @@ from machine.progress import MARK
 
 # Debian has no ruff. A fixed version, so that what is clean today is clean tomorrow.
 _RUFF = "0.12.12"
+# That of Debian 13, which `make types` runs; the one of Debian 12 finds other things.
+_MYPY = "1.15.0"
 _PYTEST = ("-p", "machine.strict", "-p", "machine.progress", "-p", "no:cacheprovider", "-q")
 
 _T = TypeVar("_T")
@@ -42,7 +44,7 @@ class Part:
 _IMAGES = ("mmdebstrap", "unshare", "git")
 _HOST = ("python3-pytest", "python3-pytest-timeout", "python3-pytest-xdist")
 _FUZZ = ("python3-dbus-next", "python3-hypothesis", "python3-jeepney")
-_OURS = ("mypy", "python3-click", "python3-psutil", "python3-pystemd", "python3-systemd")
+_OURS = ("python3-click", "python3-psutil", "python3-pystemd", "python3-systemd")
 _MACHINES = (*_IMAGES, "systemd-nspawn")
 _VIRTUAL = (*_IMAGES, "qemu-system-x86_64", "mke2fs")
 
@@ -72,7 +74,7 @@ class Checks:
 
     def lint(self) -> None:
         with self.outcome.part("lint", PARTS["lint"].budget):
-            ruff = _ruff()
+            ruff = _tool("ruff", _RUFF)
             _run([ruff, "format", "--diff", "--no-cache", "."], [ruff, "check", "--no-cache", "."])
 
     def types(self) -> None:
@@ -87,7 +89,7 @@ class Checks:
             name = f"unit and bus tests on Debian {suite}"
             with self.outcome.part(name, PARTS["unit"].budget), build.Tools(suite) as tools:
                 command = ["env", "PYTHONPATH=/src/tests", "python3", "-m", "pytest", *_PYTEST]
-                command += ["--timeout", str(60 * SLOW), "-m", "not soak", "tests/unit", "tests/bus", *self.options]
+                command += ["--timeout", str(100 * SLOW), "-m", "not soak", "tests/unit", "tests/bus", *self.options]
                 self._told(suite, tools.start(command))
 
         _each(one, SUITES)
@@ -126,9 +128,10 @@ class Checks:
         """What needs neither root nor an image, with this machine's own Python."""
         self.lint()
         with self.outcome.part("types"):
-            _run(["/usr/bin/python3", "-m", "mypy", f"--cache-dir={CACHE}/mypy"])
+            python = "--python-executable=/usr/bin/python3"
+            _run([_tool("mypy", _MYPY), python, f"--cache-dir={CACHE}/mypy-cache"])
         with self.outcome.part("unit tests that need no root, bus or process"):
-            self._told("", _pytest(f"--timeout={60 * SLOW}", "-m", "pure", "tests/unit", *self.options))
+            self._told("", _pytest(f"--timeout={100 * SLOW}", "-n", "2", "-m", "pure", "tests/unit", *self.options))
 
     # -- pytest ----------------------------------------------------------------------------------------
 
@@ -199,13 +202,14 @@ def _show(done: "subprocess.CompletedProcess[bytes]") -> None:
         raise HostError(f"it exited with {done.returncode}")
 
 
-def _ruff() -> str:
-    place = CACHE / f"ruff-{_RUFF}"
-    if not (place / "bin/ruff").exists():
-        say(f"installing ruff {_RUFF} (once, kept in {CACHE})")
+def _tool(name: str, version: str) -> str:
+    """A program from the Python Package Index."""
+    place = CACHE / f"{name}-{version}"
+    if not (place / "bin" / name).exists():
+        say(f"installing {name} {version} (once, kept in {CACHE})")
         quietly("/usr/bin/python3", "-m", "venv", "--clear", place)
-        quietly(place / "bin/pip", "install", "--quiet", "--only-binary=:all:", f"ruff=={_RUFF}")
-    return str(place / "bin/ruff")
+        quietly(place / "bin/pip", "install", "--quiet", "--only-binary=:all:", f"{name}=={version}")
+    return str(place / "bin" / name)
 
 
 def _prepare(parts: Sequence[str], outcome: Outcome) -> None:
@@ -244,6 +248,7 @@ def main(argv: list[str]) -> int:
     for part in () if "images" in outcome.failed else parts:
         getattr(checks, part)()
     show(outcome.tables() + "\n")
+    outcome.keep()
     if outcome.failed:
         say(f"failed: {', '.join(outcome.failed)}")
     print(outcome.closing(time.monotonic() - started), flush=True)

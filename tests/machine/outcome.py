@@ -1,5 +1,7 @@
 """How a run of the checks went: counts as pytest counts, and where the time went."""
 
+import json
+import os
 import re
 import sys
 import threading
@@ -8,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from machine.host import HostError, say
+from machine.host import TREE, HostError, say
 from machine.progress import clock, folder
 
 _printing = threading.Lock()
@@ -20,6 +22,7 @@ class Outcome:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.failed: list[str] = []
+        self._files: defaultdict[str, float] = defaultdict(float)
         self._parts: dict[str, tuple[float, float | None]] = {}
         self._tests: list[tuple[float, str]] = []
         self._folders: defaultdict[str, list[float]] = defaultdict(list)
@@ -50,6 +53,7 @@ class Outcome:
         """Take in how long each test of a run took; the suite is that of the run, or of each test."""
         for name, took in seconds.items():
             where = suite or next((one for one in ("bookworm", "trixie") if f"[{one}" in name), "")
+            self._files[name.partition("::")[0]] += took
             self._tests.append((took, f"{name.partition('@')[0]} {where if suite else ''}".rstrip()))
             self._folders[f"{folder(name)} {where}".rstrip()].append(took)
 
@@ -71,6 +75,13 @@ class Outcome:
             over = "  over" if budget is not None and took > budget else ""
             lines.append(f"{name:42} {took:7.0f}  {'' if budget is None else f'{budget:6.0f}'}{over}")
         return "\n".join(lines)
+
+    def keep(self) -> None:
+        """Write down how long each file of tests took, beside the package of the same tree."""
+        if self._files and os.access(TREE, os.W_OK):
+            (TREE / "build").mkdir(exist_ok=True)
+            rounded = {name: round(took, 1) for name, took in sorted(self._files.items())}
+            (TREE / "build" / "seconds.json").write_text(json.dumps(rounded, indent=1) + "\n")
 
     def closing(self, seconds: float) -> str:
         """One line as pytest's, of all its runs together."""

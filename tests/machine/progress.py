@@ -78,7 +78,7 @@ class Progress:
     # -- what is said ----------------------------------------------------------------------------
 
     def _begin(self, ids: list[str]) -> None:
-        self._expected = {name: costs.of(name) for name in ids}
+        self._expected = costs.of_tests(ids)
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def _repeat(self) -> None:

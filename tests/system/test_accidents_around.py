@@ -117,7 +117,7 @@ def kill_supervisors(phase: str, count: int, script: str, seed: int) -> dict[str
         bus.call("StopMany", "asa{sv}", jobs, {})
     told = bus.until_ended(*jobs)
     place = "/sys/fs/cgroup/jobsvc.slice/jobsvc-u1000.slice"
-    deadline = time.monotonic() + 20  # noqa: F821
+    deadline = time.monotonic() + 120  # noqa: F821
     while left := [job for job in jobs if os.path.exists(f"{place}/jobsvc-{job}-1.scope")]:  # noqa: F821
         if time.monotonic() > deadline:  # noqa: F821
             break  # PID 1 hears of an empty scope later than its supervisor
@@ -179,7 +179,7 @@ def test_the_bus_dies_and_no_job_notices(machine: Machine) -> None:
         for _ in range(3):
             before, bus = (systemctl("show", "-P", "MainPID", name) for name in ("jobsvc.service", "dbus.service"))  # noqa: F821
             times += killed(int(bus))  # noqa: F821
-            deadline = time.monotonic() + 60  # noqa: F821
+            deadline = time.monotonic() + 360  # noqa: F821
             while True:
                 state = systemctl("show", "-P", "ActiveState", "-P", "MainPID", "jobsvc.service").split()  # noqa: F821
                 if "active" in state and before not in state:

@@ -34,7 +34,7 @@ def test_every_way_to_ignore_an_end_ends_within_the_stop_timeout(machine: Machin
     machine.wait_until(lambda: status(machine, filler)["output"]["stdout_bytes"] == len("on\n") + 3_000_000)
     asked = time.monotonic()
     assert jobctl(machine, "stop", *jobs.values()).returncode == 0
-    assert time.monotonic() - asked < 20  # of a second each, all at once
+    assert time.monotonic() - asked < 60  # of a second each, all at once; the default of a stop is 90
     for name, job in jobs.items():
         told = status(machine, job)
         assert (told["state"], told["result"], told["signal"]) == ("stopped", "stopped", 15 if name == "stopped" else 9)

@@ -101,7 +101,7 @@ class Client:
 
     def end(self, code: int) -> tuple[bytes, bytes]:
         """What it has said, once it has ended with this status."""
-        assert self._process.wait(60) == code
+        assert self._process.wait(360) == code
         out, err = (path.read_bytes() for path in self._files)
         return out, err
 
@@ -139,11 +139,11 @@ def test_fifty_jobs_and_their_clients_notice_no_upgrade_downgrade_reinstallation
     assert [one[:3] for one in told] == [["exit-code", code, 1] for code in range(1, 66)]
     assert [counted(str(one[3])) for one in told] == [True] * 65
     for follower, one in zip(followers, told, strict=False):
-        out, err = follower.communicate(timeout=60)
+        out, err = follower.communicate(timeout=360)
         assert (b"1\n" + out, follower.returncode) == (str(one[3]).encode(), 0)
         assert set(err.splitlines()) <= {WAITS}
     for i, run in enumerate(runs):
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=360)
         assert (counted((b"1\n" + out).decode()), run.returncode) == (True, 70 + i)
         assert set(err.splitlines()) <= {WAITS}
     ends_of_writers = [ended(machine, job) for job in writers]

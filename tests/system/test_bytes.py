@@ -156,7 +156,7 @@ def test_a_restart_of_the_journal_under_a_writing_job_loses_no_byte(machine: Mac
             written = status(machine, job)["output"]["stdout_bytes"]
             machine.wait_until(lambda at=written: status(machine, job)["output"]["stdout_bytes"] > at)
         machine.run("rm", "going", user="alice")
-        out, err = follower.communicate(timeout=60)
+        out, err = follower.communicate(timeout=360)
     told = ended(machine, job)
     *lines, last = (first + out).splitlines()
     count = int(last.removeprefix(b"end "))

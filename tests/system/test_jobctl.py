@@ -87,7 +87,7 @@ class Screen:
         )  # fmt: skip
         os.close(theirs)
 
-    def until(self, wanted: bytes, seconds: float = 20) -> bytes:
+    def until(self, wanted: bytes, seconds: float = 120) -> bytes:
         seen, deadline = b"", time.monotonic() + seconds
         while wanted not in seen:
             assert select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))[0], seen
@@ -98,7 +98,7 @@ class Screen:
         os.write(self.fd, keys)
 
     def close(self) -> int:
-        code = self.process.wait(30)
+        code = self.process.wait(180)
         os.close(self.fd)
         return code
 
@@ -210,7 +210,7 @@ def test_maintenance_is_seen_by_everybody(machine: Machine) -> None:
         assert b"in maintenance" in jobctl(machine, "status").stdout
         assert draining.poll() is None
         jobctl(machine, "stop", job)
-        assert draining.communicate(timeout=30) == (b"", b"")
+        assert draining.communicate(timeout=180) == (b"", b"")
         assert draining.returncode == 0
     finally:
         jobctl(machine, "maintenance", "off", user="root")

@@ -259,7 +259,7 @@ def test_a_busy_machine_begins_nothing(machine: Machine, setting: str, says: str
         assert ended(machine, job)["result"] == "success"
     finally:
         machine.run("pkill", "-f", "while :; do :; done", check=False)
-        burn.wait(30)
+        burn.wait(180)
 
 
 def test_a_queue_may_wait_for_an_idle_machine_alone(machine: Machine) -> None:

@@ -77,8 +77,8 @@ def test_run_and_logs_go_on_across_restarts_and_lose_no_byte(machine: Machine) -
             service(machine, "restart")
             service(machine, "kill")
             service(machine, "restart")
-            read, followed = first + run.communicate(timeout=60)[0], head + follower.communicate(timeout=60)[0]
-            objects = other.communicate(timeout=60)[0]
+            read, followed = first + run.communicate(timeout=360)[0], head + follower.communicate(timeout=360)[0]
+            objects = other.communicate(timeout=360)[0]
     assert (read, run.returncode) == (COUNTED, 17)
     assert (followed, follower.returncode) == (COUNTED, 0)
     assert other.returncode == 0
@@ -201,7 +201,7 @@ def test_a_supervisor_that_hangs_keeps_nothing_alive_that_was_stopped(machine: M
             procs = ("systemctl", "is-active", f"jobsvc-{job}-1.scope")
             machine.wait_until(lambda: machine.run(*procs, check=False).returncode != 0, what="its scope to be empty")
             machine.run("kill", "-CONT", parent)
-            assert stopping.wait(timeout=60) == 0
+            assert stopping.wait(timeout=360) == 0
     finally:
         machine.run("kill", "-CONT", parent, check=False)
     told = status(machine, job)
@@ -231,7 +231,7 @@ def test_installing_the_package_again_touches_no_running_job(machine: Machine, d
         pid = status(machine)["main_pid"]
         machine.write("/var/tmp/again.deb", deb.read_bytes())
         machine.run("dpkg", "-i", "/var/tmp/again.deb", timeout=120)
-        out, _ = run.communicate(timeout=60)
+        out, _ = run.communicate(timeout=360)
     assert (first + out, run.returncode) == (COUNTED, 17)
     assert pid
     assert jobctl(machine, "logs", "@").stdout == COUNTED

@@ -30,7 +30,7 @@ def test_a_job_is_started_followed_twice_stopped_restarted_and_shown(machine: Ma
         assert follower.stderr.readline().startswith(b"tar: Removing leading `/'")
 
     assert jobctl(machine, "stop", "arch").returncode == 0
-    assert [follower.communicate(timeout=30) for follower in followers] == [(b"", b"")] * 2
+    assert [follower.communicate(timeout=180) for follower in followers] == [(b"", b"")] * 2
     assert [follower.returncode for follower in followers] == [0, 0]
     stopped = status(machine, "arch")
     assert (stopped["state"], stopped["result"], stopped["run"]) == ("stopped", "stopped", 1)
@@ -63,7 +63,7 @@ def test_two_followers_see_each_line_while_the_job_still_runs(machine: Machine) 
         assert [line(follower) for follower in followers] == [word, word]
         assert status(machine, job)["state"] == "running"
         machine.run("sh", "-c", "echo > gate", user="alice")
-    assert [follower.communicate(timeout=30) for follower in followers] == [(b"", b"")] * 2
+    assert [follower.communicate(timeout=180) for follower in followers] == [(b"", b"")] * 2
     assert ended(machine, job)["result"] == "success"
     machine.run("rm", "gate", user="alice")
 
