@@ -54,7 +54,6 @@ _TOOLS = [
     "python3-hypothesis",
     "python3-pytest",
     "python3-pytest-timeout",
-    "python3-pytest-xdist",
     "systemd",
     "zsh",
 ]
