@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
-from jobsvc import cgroup, disk, linux, pam, script
+from jobsvc import cgroup, disk, linux, pam, script, terminal
 from jobsvc.account import Account
+from jobsvc.capture import Source
 from jobsvc.outfile import OutFiles
-from jobsvc.terminal import Terminal
 from jobsvc.verdict import StartError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from jobsvc import loop
+    from jobsvc.capture import Capture
     from jobsvc.process import MainProcess
     from jobsvc.request import Request
 
@@ -27,7 +27,6 @@ class Beginning:
         self.main = main
         self.account: Account
         self.session: pam.Session | None = None
-        self.terminal: Terminal | None = None
         self.files: OutFiles | None = None
         self.gifts: dict[str, Any] | None = None  # what PAM adds to the job; None until asked
 
@@ -65,32 +64,47 @@ class Beginning:
             self.session.close()
             self.session = None
 
-    def release(self, events: loop.Loop, mount: str, path: str | None, directory: str) -> cgroup.Scope | None:
-        """Open the barrier; the scope to look after.
-
-        Believes the kernel rather than a message about where the process is. `begun` is in the run's
-        directory first: without it the run has not begun, whoever of us was killed.
-        """
+    def enter(self, mount: str, path: str | None) -> cgroup.Scope | None:
+        """The scope to look after. Believes the kernel rather than a message about where the process is."""
         try:
             scope = cgroup.Scope(mount, path) if path else None
-            if scope is not None and not scope.holds(self.main.pid):
-                raise StartError("scope", f"the process is not in its scope {path}")
-            wanted, fds = self._wanted(directory), []
-            if self.request.terminal is not None:
-                rows, columns = self.request.terminal
-                self.terminal = Terminal(events, rows, columns, self.account.uid)
-                fds.append(self.terminal.slave)
-            if wanted["files"]:
-                self.files = OutFiles(events, wanted["files"], self.account.uid, self.account.gid)
-                fds.append(self.files.door.fileno())
-            os.close(os.open(f"{directory}/begun", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self.main.release(wanted, fds)
-            if self.files is not None:
-                self.files.door.close()
         except OSError as error:
-            reason = f"cannot begin in its scope: {error.strerror}"
-            raise StartError("scope", reason, error.errno) from None
+            raise _not_begun(error) from None
+        if scope is not None and not scope.holds(self.main.pid):
+            raise StartError("scope", f"the process is not in its scope {path}")
         return scope
+
+    def open_files(self) -> OutFiles | None:
+        """Have the output files opened, if there are any; their `door` says when they are."""
+        outputs = {"stdout": self.request.standard_output, "stderr": self.request.standard_error}
+        wanted = {stream: where for stream, where in outputs.items() if where is not None}
+        if wanted:
+            try:
+                self.files = OutFiles(wanted, self._user())
+            except OSError as error:
+                raise _not_begun(error) from None
+        return self.files
+
+    def release(self, capture: Capture, directory: str) -> None:
+        """Open the barrier, and have the output captured.
+
+        `begun` is in the run's directory first: without it the run has not begun, whoever of us was killed.
+        """
+        try:
+            wanted, ends = self._wanted(directory), None
+            if self.request.terminal is not None:
+                ends = terminal.open_terminal(self.account.uid, *self.request.terminal)
+            who = (self.main.pid, self.account.uid, self.account.gid)
+            mine = [self.main.stdout, self.main.stderr, *(ends or ())]
+            mine += capture.start(Source(self.main.stdout, self.main.stderr, who, ends), self.files)
+            os.close(os.open(f"{directory}/begun", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self.main.release(wanted, [ends[1]] if ends else [])
+            for fd in mine:  # what is the capture's now: here nothing that the job can touch stays open
+                os.close(fd)
+        except OSError as error:
+            raise _not_begun(error) from None
+        except RuntimeError as error:
+            raise StartError("scope", f"no thread for its output: {error}") from None
 
     def _command(self, directory: str) -> list[str]:
         request = self.request
@@ -99,8 +113,8 @@ class Beginning:
         reader = script.interpreter(request.script, request.shell)
         return [*reader, script.place(directory, request.script, self.account), *request.arguments]
 
-    def _wanted(self, directory: str) -> dict[str, Any]:
-        """Everything the child needs to become the job."""
+    def _user(self) -> dict[str, Any]:
+        """The ids and limits of the job."""
         request, account, gifts = self.request, self.account, self.gifts or {}
         limits = dict(gifts.get("limits", {}))
         for name, value in request.rlimits.items():
@@ -110,20 +124,25 @@ class Beginning:
                 shown = "infinity" if limit < 0 else limit
                 raise StartError("limits", f"Limit{name}={shown} is beyond the user's own hard limit, {hard}")
             limits[name] = (limit, limit)
-        outputs = {"stdout": request.standard_output, "stderr": request.standard_error}
         return {
             "uid": account.uid,
             "gid": account.gid,
             "groups": gifts.get("groups", account.groups),
-            "loginuid": gifts.get("loginuid"),
             "limits": linux.limit_changes(limits),
-            "nice": gifts.get("nice", 0) if request.nice is None else request.nice,
             "umask": gifts.get("umask", 0o022) if request.umask is None else request.umask,
-            "files": {stream: where for stream, where in outputs.items() if where is not None},
+        }
+
+    def _wanted(self, directory: str) -> dict[str, Any]:
+        """Everything the child needs to become the job."""
+        request, gifts = self.request, self.gifts or {}
+        return {
+            **self._user(),
+            "loginuid": gifts.get("loginuid"),
+            "nice": gifts.get("nice", 0) if request.nice is None else request.nice,
             "sandbox": request.sandbox,
             "no_new_privileges": request.no_new_privileges,
             "directory": request.working_directory,
-            "home": account.home,
+            "home": self.account.home,
             "command": self._command(directory),
             "environment": self._environment(gifts.get("environment", [])),
         }
@@ -141,3 +160,7 @@ class Beginning:
         environment["JOBSVC_RUN"] = str(self.request.run)
         environment["JOBSVC_NAME"] = self.request.name
         return environment
+
+
+def _not_begun(error: OSError) -> StartError:
+    return StartError("scope", f"cannot begin in its scope: {error.strerror}", error.errno)

@@ -12,12 +12,13 @@ import os
 import resource
 import termios
 
-from jobsvc import disk, linux, outfile, pam, sandbox
-from jobsvc.gate import Gate
+from jobsvc import disk, linux, pam, sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
+
+    from jobsvc.gate import Gate
 
 FIRST_FREE: Final = 3
 NOT_FOUND: Final = 127  # as a shell
@@ -47,13 +48,9 @@ def be_born(gate: Gate, stdin: int | None, stdout: int, stderr: int) -> NoReturn
             wanted, fds = gate.receive()
         if wanted is None:
             os._exit(status)  # nobody wants us any more
-        door = fds.pop() if wanted["files"] else None
         if fds:
             take_terminal(step, fds[0])
         become_user(step, wanted)
-        if door is not None:
-            open_files(step, Gate.on(door), wanted["files"])
-            gate.send({"files": list(wanted["files"])})
         if wanted["sandbox"]:
             step.at("sandbox", f"cannot make the sandbox for {', '.join(wanted['sandbox'])}")
             sandbox.enter(wanted["sandbox"])
@@ -144,16 +141,6 @@ def become_user(step: Step, wanted: dict[str, Any]) -> None:
         except PermissionError:
             return
         raise OSError(errno.EPERM, "root could be regained")
-
-
-def open_files(step: Step, door: Gate, files: dict[str, str]) -> None:
-    """StandardOutput= and StandardError=, opened as the user, written by a process of the supervisor's."""
-    opened = []
-    for stream, where in files.items():
-        step.at(stream, f"cannot open {where.partition(':')[2]}")
-        opened.append(outfile.open_as_caller(where))
-    door.send(list(files), opened)
-    door.close()
 
 
 def enter_directory(step: Step, directory: str | None, home: str) -> None:

@@ -32,11 +32,6 @@ class Gate:
         here, there = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         return cls(here), cls(there)
 
-    @classmethod
-    def on(cls, fd: int) -> Gate:
-        """An end that was handed over as a descriptor."""
-        return cls(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd))
-
     def fileno(self) -> int:
         return self.socket.fileno()
 

@@ -138,6 +138,7 @@ def main() -> None:
     listener.setblocking(False)
     os.umask(0o177)  # what we make in run directories is ours alone; a job has its own
     linux.harden()
+    linux.one_heap()
     pam.load()
     # The first look-up makes libc load its NSS modules: once here instead of in every supervisor.
     pwd.getpwuid(0)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NO_NEW_PRIVS: Final = 38
+CLONE_FILES: Final = 0x00000400
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
@@ -29,6 +30,7 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 CAPABILITY_VERSION_3: Final = 0x20080522
+M_ARENA_MAX: Final = -8
 FIONREAD: Final = 0x541B
 SIOCOUTQ: Final = 0x5411
 
@@ -110,6 +112,25 @@ def close_all_but(keep: list[int]) -> None:
         os.closerange(first, fd)
         first = fd + 1
     os.closerange(first, LAST_FD)
+
+
+def unshare_files() -> None:
+    """Give this thread a table of descriptors of its own, a copy of the one it shared.
+
+    Where it hangs with one of them, the others of the process close theirs, and end, without it.
+    """
+    _check(_libc.unshare(CLONE_FILES))
+
+
+def one_heap() -> None:
+    """Have all threads use one heap (mallopt(3)): what a second one would take is more than they need."""
+    _libc.mallopt(M_ARENA_MAX, 1)
+
+
+def drop_capabilities() -> None:
+    """Give up every capability of this process, whatever its user ids are. exec by uid 0 would bring them back."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()))
 
 
 def undumpable() -> None:
@@ -312,16 +333,8 @@ def set_alarm(seconds: float, last_words: Callable[[], None] | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def use_files_of(uid: int, gid: int) -> None:
-    """Touch files as that user: permissions, quota and reserved blocks are theirs, not root's."""
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)
-    # Neither reports an error; both tell the value before.
-    if _libc.setfsuid(-1) != uid or _libc.setfsgid(-1) != gid:
-        raise OSError(errno.EPERM, "cannot act on files as another user")
-
-
-def use_own_files() -> None:
-    """Back to root."""
-    _libc.setfsuid(0)
-    _libc.setfsgid(0)
+def file_system(fd: int) -> int:
+    """The kind of file system a file is on: f_type of statfs(2)."""
+    facts = (ctypes.c_ulong * 32)()  # larger than the structure anywhere
+    _check(_libc.fstatfs(fd, facts))
+    return facts[0] & 0xFFFFFFFF

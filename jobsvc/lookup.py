@@ -29,6 +29,7 @@ class Lookup:
     ) -> None:
         self.events = events
         self.found = found
+        self.ended = False  # the child; one that hangs in the kernel does not
         self.gate, theirs = Gate.pair()
         self.pid = os.fork()
         if self.pid == 0:
@@ -75,6 +76,7 @@ class Lookup:
         self.found(error, disks)
 
     def _reap(self, _events: int) -> None:
+        self.ended = True
         self.events.forget(self.fd)
         os.close(self.fd)
         os.waitpid(self.pid, 0)

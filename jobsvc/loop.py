@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import select
 import time
@@ -23,13 +24,36 @@ LONGEST = 86400.0  # seconds; epoll_wait(2) counts milliseconds in an int
 now = time.monotonic
 
 
+class Posts:
+    """Callbacks from one thread to the loop of another. The descriptor is in the tables of both."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.waiting: collections.deque[Callable[[], None]] = collections.deque()
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Have it called by the other thread's loop, after everything posted before."""
+        self.waiting.append(callback)
+        os.eventfd_write(self.fd, 1)
+
+    def run(self, _events: int = 0) -> None:
+        """Call what was posted."""
+        os.eventfd_read(self.fd)
+        while self.waiting:
+            self.waiting.popleft()()
+
+
 class Loop:
-    """Calls back when a descriptor is ready or a deadline passes."""
+    """Calls back when a descriptor is ready, a deadline passes, or another thread has posted something."""
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.deadlines: dict[str, tuple[float, Callable[[], None]]] = {}
+
+    def receive(self, posts: Posts) -> None:
+        """Run what is posted there, in turn with everything else."""
+        self.watch(posts.fd, READ, posts.run)
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Call handler(events) when fd has any of these; errors and hang-ups always count."""

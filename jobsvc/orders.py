@@ -9,10 +9,13 @@ from jobsvc.verdict import StartError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, Final
 
     from jobsvc.peers import Peer
     from jobsvc.supervisor import Supervisor
+
+MOST_LOOKUPS: Final = 2  # of one run at one time
 
 
 class Orders:
@@ -20,6 +23,7 @@ class Orders:
 
     def __init__(self, run: Supervisor) -> None:
         self.run = run
+        self.lookups: list[Lookup] = []
 
     def hello(self) -> bytes:
         return self.run.record.hello()
@@ -86,14 +90,27 @@ class Orders:
                     warden.set_deadline()
                 if "timeout_stop_usec" in packet:
                     warden.set_stop_timeout(packet["timeout_stop_usec"])
-                if "output_left" in packet and record.pump is not None:
-                    record.pump.bound(packet["output_left"])
+                if "output_left" in packet and record.started_usec is not None:
+                    left = packet["output_left"]
+                    self.run.capture.post(lambda: self.run.capture.on_bound(left))
                 answer("")
             case "resolve":
-                paths = [str(path) for path in packet.get("paths") or ()]
-                account = self.run.beginning.account
-                Lookup(self.run.events, account, paths, lambda error, disks: answer(error, io_devices=disks))
-            case "attach" if fds and self.run.beginning.terminal is not None:
-                answer("" if self.run.beginning.terminal.attach(fds.pop()) else "too many are attached to it already")
+                self.look_up([str(path) for path in packet.get("paths") or ()], answer)
+            case "attach" if fds and self.run.request.terminal is not None:
+                self.run.capture.attach(fds[0], answer)
             case what:
                 answer(f"its supervisor does not know how to do {what!r}")
+
+    def look_up(self, paths: list[str], answer: Callable[..., None]) -> None:
+        """Which disks these paths are on. One that hangs is not asked for again and again."""
+        self.lookups = self.hanging()
+        if len(self.lookups) >= MOST_LOOKUPS:
+            answer("look-ups of its paths hang already, on a file system that does not answer")
+            return
+        account = self.run.beginning.account
+        found = Lookup(self.run.events, account, paths, lambda error, disks: answer(error, io_devices=disks))
+        self.lookups.append(found)
+
+    def hanging(self) -> list[Lookup]:
+        """The look-ups whose child is still there."""
+        return [one for one in self.lookups if not one.ended]

@@ -1,7 +1,8 @@
 """StandardOutput=append:PATH or truncate:PATH: files of the user's beside the journal.
 
-They may lie where a write hangs (NFS, FUSE, a frozen file system) and nothing can interrupt it. So a
-process of its own writes them, and the supervisor never has them open: to close one may hang, too.
+They may lie where any access hangs (NFS, FUSE, a frozen file system) and nothing can interrupt it. So a
+process of its own opens, writes and closes them, with the user's rights and none besides: what the user
+may not write, what is beyond the disk's quota or reserve or LimitFSIZE=, it cannot write either.
 """
 
 from __future__ import annotations
@@ -10,21 +11,32 @@ import _socket
 import collections
 import errno
 import os
+import resource
+import select
 import signal
 import stat
 import sys
 
 from jobsvc import linux, loop
 from jobsvc.gate import Gate
+from jobsvc.verdict import StartError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final, NoReturn
+    from typing import Any, Final, NoReturn
 
 PATIENCE: Final = 3.0  # seconds at the end for what is not written yet
+DEATH_WITHIN: Final = 0.5  # seconds; a process that SIGKILL has not ended by then hangs in the kernel
 LONGEST: Final = 64 * 1024
 COUNT: Final = 8  # bytes of a count of what is written
+
+# What may say that it has no blocks and is a place for files all the same (statfs(2)).
+TMPFS: Final = 0x01021994
+FUSE: Final = 0x65735546
+# What says that it has blocks and is no such place.
+EFIVARFS: Final = 0xDE5E81E4
+HUGETLBFS: Final = 0x958458F6
 
 
 def open_as_caller(wanted: str) -> int:
@@ -40,32 +52,70 @@ def open_as_caller(wanted: str) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", path)
+    if not stores(fd):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is on a file system of the kernel's own, which stores no files", path)
     if mode == "truncate":
         os.ftruncate(fd, 0)
     return fd
 
 
-class OutFiles:
-    """The supervisor's end of them. The first failure of each ends its writing and is kept for the report."""
+def stores(fd: int) -> bool:
+    """Whether the file system keeps what is written; to one of the kernel's own (proc, sysfs, cgroup) it is a command.
 
-    def __init__(self, events: loop.Loop, wanted: dict[str, str], uid: int, gid: int) -> None:
-        self.events = events
+    Those have no blocks.
+    """
+    kind = linux.file_system(fd)
+    if kind in (EFIVARFS, HUGETLBFS):
+        return False
+    return kind in (TMPFS, FUSE) or os.fstatvfs(fd).f_blocks > 0
+
+
+class OutFiles:
+    """The supervisor's end of them. The first failure of each ends its writing and is kept for the report.
+
+    `wanted` is stream → where it goes, `user` has the ids and limits of the job.
+    """
+
+    events: loop.Loop  # of the thread that writes
+
+    def __init__(self, wanted: dict[str, str], user: dict[str, Any]) -> None:
         self.streams = list(wanted)
         self.paths = [where.partition(":")[2] for where in wanted.values()]
         self.failures: list[str] = []
         self.pending: collections.deque[tuple[int, bytes]] = collections.deque()
         self.on_room: Callable[[], None] = lambda: None
         self.over: Callable[[], None] | None = None
+        self.hangs = False  # its process, and SIGKILL does not end it
         self.ended: dict[int, int] = {}  # which of them are written, and the errno of their failure, or 0
         self.counts = os.memfd_create("jobsvc-written", os.MFD_CLOEXEC)
         self.socket, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        self.door, inside = Gate.pair()  # by which the main process hands over what it has opened
+        self.door, inside = Gate.pair()  # by which it says how opening them went
         self.pid = os.fork()
         if self.pid == 0:
-            write_all(theirs, inside, self.counts, uid, gid)
+            write_all(theirs, inside, self.counts, wanted, user)
         theirs.close()
         inside.close()
-        self.socket.setblocking(False)
+        os.set_blocking(self.socket.fileno(), False)
+
+    def hand_over(self) -> list[int]:
+        """The descriptors that the thread which writes needs; `take_over` is called there."""
+        self.number = self.socket.detach()
+        return [self.number, self.counts]
+
+    def take_over(self, events: loop.Loop) -> None:
+        self.events = events
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, self.number)
+
+    def opened(self) -> StartError | None:
+        """How opening them went, when the door says so."""
+        try:
+            said, _ = self.door.receive()
+        except OSError:
+            said = None
+        if said is None:
+            return StartError(self.streams[0], "the process that writes its output files ended")
+        return StartError(*said["failed"]) if "failed" in said else None
 
     @property
     def busy(self) -> bool:
@@ -92,6 +142,15 @@ class OutFiles:
     def discard(self) -> None:
         """Nothing more will be written. It is not reaped: its number is nobody else's."""
         os.kill(self.pid, signal.SIGKILL)
+
+    def outlives_sigkill(self) -> bool:
+        """Whether its process hangs in the kernel."""
+        fd = os.pidfd_open(self.pid)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        ended = poll.poll(DEATH_WITHIN * 1000)
+        os.close(fd)
+        return not ended
 
     def _flush(self, _events: int = 0) -> None:
         try:
@@ -127,6 +186,7 @@ class OutFiles:
 
     def _overdue(self) -> None:
         self.discard()
+        self.hangs = self.outlives_sigkill()
         self._conclude("not written in time")
 
     def _conclude(self, otherwise: str) -> None:
@@ -142,15 +202,23 @@ class OutFiles:
         self.over()
 
 
-def write_all(data: _socket.socket, door: Gate, counts: int, uid: int, gid: int) -> NoReturn:
+def write_all(data: _socket.socket, door: Gate, counts: int, wanted: dict[str, str], user: dict[str, Any]) -> NoReturn:
     """The writing process, from its fork to its end: when there is no more, or no supervisor."""
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGXFSZ):  # LimitFSIZE= is an error like any other
+            signal.signal(number, signal.SIG_IGN)
         linux.close_all_but(sorted((data.fileno(), door.fileno(), counts)))
-        _, fds = door.receive()
+        become_writer(user)
+        files = []
+        for place, (stream, where) in enumerate(wanted.items()):
+            try:
+                files.append(OutFile(open_as_caller(where), counts, place))
+            except OSError as error:
+                why = f"cannot open {where.partition(':')[2]}: {error.strerror or error}"
+                door.send({"failed": (stream, why, error.errno)})
+                os._exit(0)
+        door.send({})
         door.close()
-        linux.use_files_of(uid, gid)
-        files = [OutFile(fd, counts, place) for place, fd in enumerate(fds)]
         while packet := data.recv(1 + LONGEST):
             files[packet[0]].write(memoryview(packet)[1:])
         for place, file in enumerate(files):
@@ -161,6 +229,27 @@ def write_all(data: _socket.socket, door: Gate, counts: int, uid: int, gid: int)
         sys.stderr.flush()
     finally:
         os._exit(0)
+
+
+def become_writer(user: dict[str, Any]) -> None:
+    """Take the user's rights and limits for files, and nothing else.
+
+    The effective user is the job's and there are no capabilities. The real and saved user stay root,
+    so that the user can neither signal it nor look into it. The OOM killer takes it as it takes a job.
+    """
+    try:
+        linux.write_file("/proc/self/oom_score_adj", b"0")
+    except OSError:
+        pass  # some containers do not let go of it
+    if limit := user["limits"].get(resource.RLIMIT_FSIZE):
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    os.umask(user["umask"])
+    uid, gid = user["uid"], user["gid"]
+    os.setgroups(user["groups"])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(0, uid, 0)
+    if uid != 0:
+        linux.drop_capabilities()
 
 
 class OutFile:

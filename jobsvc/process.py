@@ -39,7 +39,6 @@ class MainProcess:
         for fd in (self.gate.fileno(), self.stdout, self.stderr):
             os.set_blocking(fd, False)
         self.devices: dict[str, tuple[int, int]] = {}
-        self.files: list[str] = []  # the streams whose files it has opened
         self.failure: StartError | None = None
         self.executing = False
         self.gate_closed = False
@@ -55,7 +54,7 @@ class MainProcess:
         self.gate.send({"uid": uid, "gid": gid, "groups": groups, "io_paths": paths})
 
     def release(self, wanted: dict[str, Any], fds: list[int]) -> None:
-        """Open the barrier, with what terminal and door for files there are. OSError: the child is not there to go."""
+        """Open the barrier, with what terminal there is. OSError: the child is not there to go."""
         self.gate.send(wanted, fds)
 
     def listen(self) -> bool:
@@ -75,7 +74,6 @@ class MainProcess:
     def _hear(self, said: dict[str, Any]) -> None:
         self.executing = said.get("executing", False)
         self.devices = said.get("devices", self.devices)
-        self.files = said.get("files", self.files)
         if "failed" in said:
             self.failure = StartError(*said["failed"])
 
@@ -122,11 +120,15 @@ class MainProcess:
         names = {"io_read_bytes": b"read_bytes", "io_write_bytes": b"write_bytes"}
         return {name: found[key] for name, key in names.items() if key in found}
 
-    def reap(self, seconds: float) -> None:
-        """Give the number back. What hangs in the kernel even now is left to PID 1."""
+    def wait(self, seconds: float) -> None:
+        """Until it has ended, but no longer than that."""
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         poll.poll(seconds * 1000)
+
+    def reap(self, seconds: float) -> None:
+        """Give the number back. What hangs in the kernel even now is left to PID 1."""
+        self.wait(seconds)
         try:
             os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:

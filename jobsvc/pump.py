@@ -82,6 +82,7 @@ class Pump:
         self.arguments = (0, 0)
         self.look_at = 0.0
         self.files: OutFiles | None = None
+        self.begun = False
 
     def begin(self, sender: native.Sender, who: tuple[int, int, int], on_end: Callable[[], None]) -> None:
         """Start reading: the job runs, as this process, user and group.
@@ -92,6 +93,7 @@ class Pump:
         self.on_end = on_end
         self.pid = who[0]
         self.credentials = native.credentials(*who)
+        self.begun = True
         self.resume()
 
     def tee(self, files: OutFiles) -> None:

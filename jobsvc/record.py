@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from jobsvc.pump import Pump
+    from jobsvc.capture import Capture
     from jobsvc.request import Request
 
 
@@ -44,7 +44,7 @@ class Record:
         self.paused = False
         self.io_devices: dict[str, str] = {}
         self.started_usec: int | None = None
-        self.pump: Pump | None = None
+        self.capture: Capture | None = None
         self.usage: dict[str, int] = {}
         self.rusage: dict[str, int] = {}
         self.report: dict[str, Any] | None = None
@@ -77,15 +77,16 @@ class Record:
 
     def sent(self) -> tuple[int, int]:
         """How far journald has been handed each stream."""
-        if self.pump is None:
+        if self.capture is None or self.capture.streams is None:
             return 0, 0
-        stdout, stderr = self.pump.streams
+        stdout, stderr = self.capture.streams
         return stdout.sent, stderr.sent
 
     @property
     def journal_bytes(self) -> int:
         """How much of the journal its output takes."""
-        return 0 if self.pump is None else self.pump.taken
+        pump = None if self.capture is None else self.capture.pump
+        return 0 if pump is None else pump.taken
 
     def use(self, usage: dict[str, int]) -> None:
         """More figures. All of them only ever rise: of two samples the higher knew more."""
@@ -95,20 +96,22 @@ class Record:
     def note_end(self, monotonic: float) -> None:
         self.ended = monotonic, realtime_usec()
 
-    def end(self) -> dict[str, Any]:
-        """Decide, and write the report."""
+    def end(self, left: list[list[int | str]]) -> dict[str, Any]:
+        """Decide, and write the report. `left` are processes that nothing can end: number and control group."""
         facts, request = self.facts, self.request
         assert self.ended is not None
         monotonic, usec = self.ended
-        status = facts.status or verdict.Status(None, None)
+        status = facts.status or verdict.Status()
         result, reason = verdict.decide(facts)
         notes: list[str] = []
         cut: list[list[str | int]] = []
         read = (0, 0)
-        if self.pump is not None:
-            stdout, stderr = self.pump.streams
-            read, cut = (stdout.read, stderr.read), self.pump.ranges()
-            notes = self.pump.notes()
+        if self.capture is not None and (pump := self.capture.pump) is not None:
+            stdout, stderr = pump.streams
+            read, cut = (stdout.read, stderr.read), pump.ranges()
+            notes = pump.notes()
+            if self.capture.hangs:
+                notes.append("its output could not be read to the end: a pipe or terminal of its hangs in the kernel")
         self.report = {
             "boot_id": request.boot_id,
             "id": request.id,
@@ -132,5 +135,6 @@ class Record:
             "step": facts.failure.step if facts.failure else None,
             "errno": facts.failure.number if facts.failure else None,
             "notes": notes,
+            "left": left,
         }
         return self.report

@@ -1,8 +1,8 @@
 """The supervisor of one run: root, outside the job's scope, alive from before it to after it.
 
-It holds the main process at the barrier until it is told to go, copies the output, decides why the
-run ended, and leaves a report. It needs nobody for that: files are the truth, its control socket is
-the nudge.
+It holds the main process at the barrier until it is told to go, has the output captured, decides why
+the run ended, and leaves a report. It needs nobody for that: files are the truth, its control socket is
+the nudge. No descriptor that the job can touch is open in it: those are the other thread's (capture).
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import signal
 import sys
 
-from jobsvc import control, linux, loop, native, report, script
+from jobsvc import cgroup, control, linux, loop, native, report, script
 from jobsvc.beginning import Beginning
+from jobsvc.capture import Capture
 from jobsvc.clock import realtime_usec
 from jobsvc.closing import Closing
 from jobsvc.orders import Orders
+from jobsvc.outfile import DEATH_WITHIN
 from jobsvc.peers import Peers
 from jobsvc.process import MainProcess
-from jobsvc.pump import Pump
 from jobsvc.record import Phase, Record
 from jobsvc.request import Request
 from jobsvc.story import Story
@@ -29,7 +30,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable
-    from typing import Final
+    from typing import Any, Final
+
+    from jobsvc.cgroup import Scope
+    from jobsvc.outfile import OutFiles
 
 REPORTS = "/var/lib/jobsvc/reports"
 NAMESPACE = "/run/systemd/journal.jobsvc/socket"
@@ -41,9 +45,12 @@ FIRST_PEER: Final = 0.05  # seconds to wait for jobsvcd before PAM, so that it h
 PATIENCE: Final = 60.0  # seconds for anybody to connect at all
 NUDGE: Final = 0.003  # seconds between two nudges to followers
 HURRY_KILL: Final = 0.7  # seconds: SIGTERM to the supervisor means be done within two
+HURRY_DRAIN: Final = 0.3  # of them from the last file to the report
 HURRY_END: Final = 1.7
+MOST_LEFT: Final = 16  # that are told of
 REAP_WITHIN: Final = 5.0  # seconds for a main process that was killed
 LAST_WORDS: Final = 1.0  # seconds for peers to come and hear the end
+DRAIN_WITHIN: Final = 5.0  # seconds for the last output: longer than files are waited for
 
 
 class Supervisor:
@@ -56,12 +63,15 @@ class Supervisor:
         self.record = Record(self.request, main.pid)
         self.facts = self.record.facts
         self.events = loop.Loop()
-        self.peers = Peers(self.events, listener, Orders(self))
-        self.sender = native.Sender(self.events, NAMESPACE, self.room, self.sent)
-        self.story = Story(self.request, self.sender)
+        self.orders = Orders(self)
+        self.peers = Peers(self.events, listener, self.orders)
+        self.capture = Capture(self.events, self.request, NAMESPACE, self)
+        self.record.capture = self.capture
         self.beginning = Beginning(self.request, main)
         self.early_go: str | None = None
         self.warden: Warden | None = None
+        self.opening = False  # its output files
+        self.sender: native.Sender | None = None  # of our own, if the capture has none any more
         self.closing: Closing | None = None
         self.on_disk = False
         self.end_by: float | None = None
@@ -149,8 +159,49 @@ class Supervisor:
         if self.beginning.gifts is None:
             self.early_go = control_group
             return
+        if self.opening:
+            return
         try:
-            scope = self.beginning.release(self.events, CGROUPS, control_group, self.directory)
+            scope = self.beginning.enter(CGROUPS, control_group)
+            files = self.beginning.open_files()
+        except StartError as error:
+            self.fail(error)
+            return
+        if files is None:
+            self.begin(scope)
+        else:
+            self.await_files(files, scope)
+
+    def await_files(self, files: OutFiles, scope: Scope | None) -> None:
+        """A process of their own opens the output files; that may hang."""
+        self.opening = True
+        door = files.door.fileno()
+        seconds = self.request.start_timeout_usec / 1e6
+        late = StartError(files.streams[0], f"its output files could not be opened within {seconds:g} s")
+
+        def refuse(problem: StartError) -> None:
+            self.facts.failure = problem
+            self.main.close_gate(self.events)  # it exits as a shell does that cannot open a file
+
+        def opened(_events: int) -> None:
+            self.events.cancel("files")
+            self.events.forget(door)
+            problem = files.opened()
+            files.door.close()
+            if self.record.phase is not Phase.HELD:
+                return
+            if problem is not None:
+                refuse(problem)
+            else:
+                self.begin(scope)
+
+        self.events.watch(door, loop.READ, opened)
+        self.events.at("files", loop.now() + seconds, lambda: refuse(late))
+
+    def begin(self, scope: Scope | None) -> None:
+        """Everything is there."""
+        try:
+            self.beginning.release(self.capture, self.directory)
         except StartError as error:
             self.fail(error)
             return
@@ -174,18 +225,7 @@ class Supervisor:
     def started(self) -> None:
         """exec succeeded: from here on there is output."""
         self.record.started_usec = realtime_usec()
-        self.story.started(self.main.pid)
-        account = self.beginning.account
-        terminal = self.beginning.terminal
-        stdout = self.main.stdout if terminal is None else terminal.master
-        pump = Pump(self.events, self.request, stdout, self.main.stderr, terminal is not None)
-        self.record.pump = pump
-        if self.beginning.files is not None and self.main.files:
-            pump.tee(self.beginning.files)
-        who = (self.main.pid, account.uid, account.gid)
-        assert self.warden is not None
-        # Nobody has the pipes open: the job is about to end, and its cgroup is gone soon after.
-        pump.begin(self.sender, who, self.warden.note_usage)
+        self.capture.post(self.capture.on_started)
         self.peers.tell(control.pack("started", started_usec=self.record.started_usec))
 
     def main_ended(self, _events: int = 0) -> None:
@@ -227,32 +267,66 @@ class Supervisor:
         if not self.record.begun:
             self.main.close_gate(self.events)
             self.main.signal(signal.SIGKILL)  # it may hang where it looks for the disk of a path
-        pump, files = self.record.pump, self.beginning.files
-        if pump is not None:
-            pump.finish()
-        if self.beginning.terminal is not None:
-            self.beginning.terminal.close()
-        if files is None or pump is None or pump.files is None:
-            if files is not None:
-                files.discard()
-            self.conclude()
+            self.main.wait(DEATH_WITHIN)
+        self.events.cancel("files")
+        if self.capture.runs:
+            started = self.record.started_usec is not None
+            files_by = None if self.end_by is None else self.end_by - HURRY_DRAIN
+            self.capture.post(lambda: self.capture.on_finish(started, files_by))
+            self.drain_by(loop.now() + DRAIN_WITHIN)
             return
-        files.finish(self.conclude)
-        if self.end_by is not None:
-            files.hurry(self.end_by)
+        if self.beginning.files is not None:
+            self.beginning.files.discard()
+            self.beginning.files.hangs = self.beginning.files.outlives_sigkill()
+        self.conclude()
+
+    def drain_by(self, limit: float) -> None:
+        """The capture may hang: the run ends all the same."""
+
+        def overdue() -> None:
+            self.capture.hangs = True
+            self.conclude()
+
+        self.events.at("drain", limit if self.end_by is None else min(limit, self.end_by), overdue)
 
     def conclude(self) -> None:
         """The verdict, the report."""
-        facts = self.record.end()
+        self.events.cancel("drain")
+        facts = self.record.end(self.left())
         self.record.phase = Phase.ENDED
-        if facts["reason"] != NEVER_BEGUN:
-            self.story.finished(facts)
-            self.story.end_of_output(facts)
         self.write_report()
         self.peers.tell(control.pack("ended", report=facts))
+        self.tell_end(facts, told=facts["reason"] != NEVER_BEGUN)
+
+    def left(self) -> list[list[int | str]]:
+        """Processes that hang in the kernel and outlive the run: this one, that of its files, those of the job."""
+        left = [os.getpid()] if self.capture.hangs else []
+        files, warden = self.beginning.files, self.warden
+        if files is not None and files.hangs:
+            left.append(files.pid)
+        left += [one.pid for one in self.orders.hanging()]
+        if not self.record.begun and self.main.ended() is None:
+            left.append(self.main.pid)
+        if self.facts.stuck and warden is not None and warden.scope is not None:
+            left += warden.scope.pids()[:MOST_LEFT]
+        return [[pid, group] for pid in left if (group := cgroup.of_process(pid)) is not None]
+
+    def tell_end(self, facts: dict[str, Any], *, told: bool) -> None:
+        """The last entries in the journal, after the output."""
+        end_by = self.end_by
+        if not self.capture.runs:
+            self.capture.start(None, None)
+        if not (self.capture.hangs or self.capture.fails):
+            self.capture.post(lambda: self.capture.on_end(facts, told, end_by))
+            return
+        self.sender = native.Sender(self.events, NAMESPACE, self.room, lambda _: None)
+        story = Story(self.request, self.sender)
+        if told:
+            story.finished(facts)
+            story.end_of_output(facts)
         self.closing = Closing(self.events, self.sender, self.closed)
-        if self.end_by is not None:
-            self.closing.hurry(self.end_by)
+        if end_by is not None:
+            self.closing.hurry(end_by)
         self.closing.check()
 
     def write_report(self) -> None:
@@ -267,7 +341,9 @@ class Supervisor:
 
     def closed(self) -> None:
         """journald has processed the output, or is not going to."""
-        lost: list[list[str | int]] = [list(output) for output in self.sender.unsent()]
+        if self.record.phase is not Phase.ENDED:
+            return
+        lost = self.undelivered()
         if lost and self.record.report is not None:
             self.record.undelivered = self.record.report["undelivered"] = lost
             self.write_report()
@@ -275,35 +351,62 @@ class Supervisor:
         self.nudge()
         self.peers.tell(control.pack("closed", undelivered=self.record.undelivered))
 
+    def undelivered(self) -> list[list[str | int]]:
+        """The output that journald was never handed."""
+        capture = self.capture
+        if not (capture.hangs or capture.fails):
+            return [list(output) for output in capture.sender.unsent()]
+        cut = {name: start for name, start, _ in capture.pump.ranges()} if capture.pump is not None else {}
+        ends = ((one, cut.get(one.name, one.read)) for one in capture.streams or ())
+        return [[one.name, one.sent, int(end)] for one, end in ends if one.sent < int(end)]
+
     def hurry(self) -> None:
         """SIGTERM: the machine goes down, or somebody wants us gone."""
         self.end_by = loop.now() + HURRY_END
-        if self.closing is not None:
-            self.closing.hurry(loop.now())
+        if self.record.phase is Phase.ENDED:
+            present = loop.now()
+            if self.closing is not None:
+                self.closing.hurry(present)
+            else:
+                self.capture.post(lambda: self.capture.on_hurry(present))
         elif self.record.over:
-            assert self.beginning.files is not None
-            self.beginning.files.hurry(loop.now() + HURRY_KILL)
+            limit = loop.now() + HURRY_KILL
+            self.capture.post(lambda: self.capture.on_hurry(limit))
+            self.drain_by(limit + HURRY_DRAIN)
         elif self.warden is not None:
             self.warden.stop("the supervisor was told to end", HURRY_KILL)
         else:
             self.fail(StartError("barrier", NEVER_BEGUN))
 
-    # The journal's side: room for more, bytes handed over.
+    # What the capture tells
+
+    def moved(self) -> None:
+        self.events.at("nudge", max(loop.now(), self.nudged + NUDGE), self.nudge)
+
+    def silent(self) -> None:
+        """Nobody has the pipes open: the job is about to end, and its cgroup is gone soon after."""
+        if self.warden is not None and not self.record.over:
+            self.warden.note_usage()
+
+    def drained(self) -> None:
+        if self.record.phase is Phase.ENDED:
+            if self.capture.fails:
+                self.closed()
+        elif self.record.over:
+            self.conclude()
+        elif self.capture.fails:  # it goes on without anybody who takes its output: it would wait for that
+            assert self.warden is not None
+            self.warden.stop("its output cannot be captured any more: this is a fault of jobsvc")
+
+    def nudge(self) -> None:
+        """There is more output: tell those who follow, and, of much, everybody."""
+        self.nudged = loop.now()
+        self.capture.moves()
+        if self.request.output_step and self.record.journal_bytes >= self.told + self.request.output_step:
+            self.told = self.record.journal_bytes
+            self.peers.count()
+        self.peers.nudge()
 
     def room(self) -> None:
         if self.closing is not None:
             self.closing.check()
-        elif self.record.pump is not None:
-            self.record.pump.resume()
-
-    def sent(self, output: native.Range) -> None:
-        assert self.record.pump is not None
-        self.record.pump.sent(output)
-        if self.request.output_step and self.record.journal_bytes >= self.told + self.request.output_step:
-            self.told = self.record.journal_bytes
-            self.peers.count()
-        self.events.at("nudge", max(loop.now(), self.nudged + NUDGE), self.nudge)
-
-    def nudge(self) -> None:
-        self.nudged = loop.now()
-        self.peers.nudge()

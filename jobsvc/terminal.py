@@ -26,22 +26,29 @@ _size = struct.Struct("HHHH").pack
 _wanted_size = struct.Struct("HH")
 
 
+def open_terminal(uid: int, rows: int, columns: int) -> tuple[int, int]:
+    """A new one of that user's: its master and its slave."""
+    master, slave = os.openpty()
+    os.fchown(slave, uid, -1)  # the group is tty already, so that others may write(1) if the user likes
+    resize(master, rows, columns)
+    return master, slave
+
+
+def resize(master: int, rows: int, columns: int) -> None:
+    """The foreground processes get SIGWINCH."""
+    fcntl.ioctl(master, termios.TIOCSWINSZ, _size(rows, columns, 0, 0))
+
+
 class Terminal:
     """Both ends are held for as long as the run lasts: a job that closes its own hears no hang-up."""
 
-    def __init__(self, events: loop.Loop, rows: int, columns: int, uid: int) -> None:
+    def __init__(self, events: loop.Loop, master: int, slave: int) -> None:
         self.events = events
-        self.master, self.slave = os.openpty()
-        os.fchown(self.slave, uid, -1)  # the group is tty already, so that others may write(1) if the user likes
-        os.set_blocking(self.master, False)
-        self.input = os.dup(self.master)  # to be watched for room, while the pump watches the other for output
+        self.master, self.slave = master, slave
+        os.set_blocking(master, False)
+        self.input = os.dup(master)  # to be watched for room, while the pump watches the other for output
         self.unwritten = b""
         self.attached: dict[int, _socket.socket] = {}
-        self.resize(rows, columns)
-
-    def resize(self, rows: int, columns: int) -> None:
-        """The foreground processes get SIGWINCH."""
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, _size(rows, columns, 0, 0))
 
     def attach(self, fd: int) -> bool:
         """Let somebody type; the descriptor is ours from now on. False if too many do."""
@@ -83,7 +90,7 @@ class Terminal:
         elif kind == b"i":
             self._type(data or END_OF_INPUT)
         elif kind == b"w" and len(data) == _wanted_size.size:
-            self.resize(*_wanted_size.unpack(data))
+            resize(self.master, *_wanted_size.unpack(data))
 
     def _detach(self, fd: int) -> None:
         self.events.forget(fd)

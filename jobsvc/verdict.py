@@ -21,7 +21,7 @@ class Status:
 
     __slots__ = ("core", "exit_code", "signal")
 
-    def __init__(self, exit_code: int | None, signal: int | None, core: bool = False) -> None:
+    def __init__(self, exit_code: int | None = None, signal: int | None = None, core: bool = False) -> None:
         self.exit_code = exit_code
         self.signal = signal
         self.core = core
@@ -52,12 +52,12 @@ def decide(facts: Facts) -> tuple[str, str]:
     """The result, first that holds, and a text for people ("" for success)."""
     result, reason = _decide(facts)
     if facts.stuck:
-        reason = (reason or "ended") + "; some of its processes hang in the kernel"
+        reason = (reason or "ended") + "; some of its processes hang in the kernel and outlive it"
     return result, reason
 
 
 def _decide(facts: Facts) -> tuple[str, str]:
-    status = facts.status or Status(None, None)
+    status = facts.status or Status()
     if facts.stop is not None:
         return "stopped", facts.stop or "stopped"
     if facts.failure is not None:
@@ -72,6 +72,8 @@ def _decide(facts: Facts) -> tuple[str, str]:
         return "stopped", "the machine was shut down"
     if status.signal is not None:
         return "core-dump" if status.core else "signal", _ending(status)
+    if status.exit_code is None:
+        return "lost", _ending(status)
     if status.exit_code:
         return "exit-code", _ending(status)
     return "success", ""
@@ -80,6 +82,8 @@ def _decide(facts: Facts) -> tuple[str, str]:
 def _ending(status: Status) -> str:
     if status.signal is not None:
         return f"killed by {signal_name(status.signal)}" + (" (core dumped)" * status.core)
+    if status.exit_code is None:
+        return "its main process does not end"
     return f"exited with status {status.exit_code}"
 
 

@@ -128,11 +128,12 @@ class Warden:
         self.settle()
 
     def settle(self) -> None:
-        """When the main process has ended: wait for the rest, or see to its end."""
-        if self.facts.status is None:
+        """When the main process has ended, wait for the rest, or see to its end. What SIGKILL does not end is left."""
+        stuck = self.descent.stuck()
+        if self.facts.status is None and not stuck:
             return
-        inside = self.scope is not None and self.scope.populated()
-        self.facts.stuck = bool(inside) and self.descent.stuck()
+        inside = self.facts.status is None or (self.scope is not None and self.scope.populated())
+        self.facts.stuck = bool(inside) and stuck
         if not inside or self.facts.stuck:
             self.stand_down()
             self.over()

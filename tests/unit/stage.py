@@ -33,12 +33,13 @@ LAUNCHER = """
 import os, sys
 sys.path.insert(0, {repository!r})
 import time
-from jobsvc import disk, launcher, supervisor, entry, outfile
+from jobsvc import disk, launcher, pump, supervisor, entry, outfile
 launcher.RUNS = {runs!r}
 supervisor.REPORTS = {reports!r}
 supervisor.NAMESPACE = {journal!r}
 supervisor.CGROUPS = {cgroups!r}
 supervisor.LAST_WORDS = 10.0
+supervisor.DRAIN_WITHIN = 4.0
 os.dup2({listener}, 3)
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.environ["LISTEN_FDS"] = "1"
@@ -52,6 +53,18 @@ def open_as_caller(wanted):
 
 
 outfile.open_as_caller = open_as_caller
+read = pump.Pump.read
+
+
+def read_or_hang(self, stream):
+    # A pipe whose lock somebody holds: nothing but the thread that reads it is to notice.
+    if self.hangs:
+        time.sleep(1000)
+    read(self, stream)
+
+
+pump.Pump.hangs = property(lambda self: b"SYSLOG_IDENTIFIER=hangs" in self.streams[0].prefix)
+pump.Pump.read = read_or_hang
 device_of = disk.device_of
 disk.device_of = lambda path: time.sleep(1000) if path.endswith("/hangs") else device_of(path)
 

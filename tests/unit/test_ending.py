@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage import Stage, eventually, lives, needs_root
@@ -309,9 +310,14 @@ def test_a_new_peer_hears_how_things_are(stage: Stage) -> None:
     pid = run.go()
     run.hear("started")
     eventually(stage.journal.chunks)
-    run.connection.close()
-    run.connection = run.connect()
-    hello = run.hear("hello")
+
+    def heard() -> dict[str, Any]:
+        run.connection.close()
+        run.connection = run.connect()
+        return run.hear("hello")
+
+    eventually(lambda: heard()["stdout"])  # what journald has been handed is noted a moment later
+    hello = heard()
     assert (hello["version"], hello["phase"], hello["main_pid"]) == (1, "running", pid)
     assert (hello["stdout"], hello["stderr"], hello["report"]) == (6, 0, None)
     assert hello["started_usec"] > 0

@@ -41,7 +41,7 @@ def facts(status: Status | None, **known: object) -> Facts:
         (facts(KILLED, timeout=True, oom_acted=True), "timeout", "ran longer than allowed; killed by SIGKILL"),
         (facts(Status(127, None), failure=StartError("exec", "no such program", 2)), "start-failed", "no such program"),
         (facts(None, failure=StartError("pam", "account expired")), "start-failed", "account expired"),
-        (facts(KILLED, stop="x", stuck=True), "stopped", "x; some of its processes hang in the kernel"),
+        (facts(KILLED, stop="x", stuck=True), "stopped", "x; some of its processes hang in the kernel and outlive it"),
     ],
 )
 def test_decide(known: Facts, result: str, reason: str) -> None:
