@@ -43,6 +43,7 @@ class Slots:
     by_user: Counter[int] = field(default_factory=Counter)
     by_lane: Counter[Lane] = field(default_factory=Counter)
     by_array: Counter[Array | None] = field(default_factory=Counter)
+    left: dict[int, int] = field(default_factory=dict)  # by user: processes that hang and outlive their jobs
     starting: dict[str, int] = field(default_factory=dict)  # whose, of those that have not come up yet
     starting_by: Counter[int] = field(default_factory=Counter)
 
@@ -111,7 +112,9 @@ def limit(job: Job, slots: Slots, config: Config) -> str | None:
     if full := _queue_full(job.queue, slots, config) or _lane_full(lane, job.owner.name, slots, config):
         return full
     if _user_full(job.owner.uid, slots, config):
-        return f"MaxRunningPerUser={config.running_per_user} is reached for {job.owner.name}"
+        left = slots.left.get(job.owner.uid)
+        hanging = f" with {left} processes of ended jobs that hang in the kernel" if left else ""
+        return f"MaxRunningPerUser={config.running_per_user} is reached for {job.owner.name}{hanging}"
     return _array_full(job, slots) or _all_full(slots, config) or _start_full(job.owner.uid, job.owner.name, slots)
 
 
@@ -137,8 +140,8 @@ def _lane_full(lane: Lane, user: str, slots: Slots, config: Config) -> str | Non
 
 
 def _user_full(uid: int, slots: Slots, config: Config) -> bool:
-    """Root has no limit."""
-    return uid != 0 and slots.by_user[uid] >= config.running_per_user
+    """Root has no limit. What outlives its job counts as one."""
+    return uid != 0 and slots.by_user[uid] + slots.left.get(uid, 0) >= config.running_per_user
 
 
 def _start_full(uid: int, name: str, slots: Slots) -> str | None:

@@ -29,6 +29,7 @@ from jobsvc.inhibitor import Inhibitor
 from jobsvc.intake import Intake, held_by
 from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
+from jobsvc.leftovers import Leftovers
 from jobsvc.live import Live
 from jobsvc.model import Finished, Job, Paused, Queued, Running, Starting, Stopping
 from jobsvc.reconcile import reconcile
@@ -62,6 +63,7 @@ class Manager:
         self.inhibitor.on_shutdown.append(self._shutdown)
         self.roster = Roster()
         self.jobs = self.roster.jobs
+        self.leftovers = Leftovers(self._left)
         self.runners: dict[str, Runner] = {}  # by run key, until their output is complete
         self.rounds = Rounds(self.runners)
         self.changed: Callable[[Job | None, Job | None], None] = lambda old, new: None
@@ -220,6 +222,11 @@ class Manager:
         for runner in self.runners.values():
             if runner.job.owner.uid == owner:
                 runner.cut_output()
+
+    def _left(self, uid: int, count: int) -> None:
+        """So many processes of ended jobs of this user hang in the kernel."""
+        self.roster.queue.slots.left[uid] = count
+        self.admit()
 
     def _over(self, job: Job) -> None:
         """The run has ended: nobody waits for more of it than its supervisor still has."""
@@ -517,6 +524,7 @@ class Manager:
     async def reconcile(self) -> None:
         """Take up every run that an earlier life left unfinished, then open the queue."""
         await self.allowance.recall(self.store)
+        self.leftovers.recall()
         reconcile(self)
         self._turnstile.open = True
         self.admit()
@@ -531,6 +539,7 @@ class Manager:
     async def close(self) -> None:
         """Leave the runs to their supervisors."""
         self._turnstile.open = False
+        self.leftovers.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

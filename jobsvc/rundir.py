@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jobsvc.model import Job, Run, Starting, User
 RUNS = Path("/run/jobsvc/runs")
 TICKET = "ticket"  # the launcher takes it away before it forks: one request, one supervisor
 BEGUN = "begun"
+FLOCK = "hhqqi4x"  # struct flock of 64-bit offsets: type, whence, start, length, process
 NEWER = ("Script", "Pty", "NoNewPrivileges", *sandbox.KEYS)  # keys that 0.1.0 did not know
 
 
@@ -136,6 +138,17 @@ def supervised(key: str) -> bool:
     except OSError:
         return True  # locked; or we cannot know, and what may be alive is not to be killed
     return False
+
+
+def supervisor(key: str) -> int | None:
+    """The process that holds the lock of a run; None if there is none."""
+    wanted = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with open(path(key) / "lock", "r+b") as lock:
+            kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(lock, fcntl.F_GETLK, wanted))
+    except OSError:
+        return None
+    return pid if kind != fcntl.F_UNLCK else None
 
 
 def keys() -> Iterator[str]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +21,11 @@ from jobsvc.allowance import Allowance
 from jobsvc.clock import realtime_usec
 from jobsvc.commits import Commits
 from jobsvc.config import Config
-from jobsvc.errors import JobsvcError, WrongState
+from jobsvc.errors import JobsvcError, Quota, WrongState
+from jobsvc.leftovers import Leftovers
 from jobsvc.link import Link
 from jobsvc.live import Live
-from jobsvc.model import Finished, Job, Paused, Result, Starting, Stopping
+from jobsvc.model import Finished, Job, Paused, Result, Running, Starting, Stopping
 from jobsvc.store import NotRecorded, Store
 from jobsvc.systemd import ScopeError, ShuttingDownError, Systemd
 
@@ -33,7 +35,9 @@ HOLD_OFF = 1.0  # seconds until the queue tries again
 GOING_DOWN = 10.0  # and if the machine is being shut down, should that be called off
 BOUNDS = ("RuntimeMaxUSec", "TimeoutStopUSec")  # the supervisor's to keep
 IN_PAM = "its supervisor ended while PAM opened the session"
-STOP_GRACE = 10.0  # seconds beyond TimeoutStopSec=, within which SIGKILL has had its effect or has none
+# Seconds beyond TimeoutStopSec= after which a supervisor has given up on what SIGKILL does not end, and has reported.
+STOP_GRACE = 25.0
+END_WITHIN = 10.0  # seconds for a supervisor to say that its scope, which systemd has stopped, is empty
 # Of what its owner's jobs may still write a run says each time that it has written so much more.
 SHARES, LEAST_STEP, LARGEST_STEP = 16, 1024 * 1024, 16 * 1024 * 1024
 START_GRACE = 30.0  # seconds beyond StartTimeoutSec=, within which a supervisor has to have given up by itself
@@ -46,6 +50,7 @@ class Owner(Protocol):
     systemd: Systemd
     launcher: launch.Launcher
     allowance: Allowance
+    leftovers: Leftovers
     commits: Commits
     store: Store
 
@@ -71,6 +76,8 @@ class Runner:
         self._cut = False
         self._stop_by: asyncio.TimerHandle | None = None
         self._forced: asyncio.Task[None] | None = None
+        self._end_by: asyncio.TimerHandle | None = None
+        self._overran = False  # and its supervisor did nothing about it
 
     @property
     def job(self) -> Job:
@@ -100,13 +107,37 @@ class Runner:
         return None if timeout == spec.INFINITY else timeout / 1e6 + STOP_GRACE
 
     def _stop_without_it(self) -> None:
-        if not self.job.run.finished:
+        if not self.job.run.finished and self._forced is None:
             log.warning("run %s: its supervisor does not stop it; systemd does", self.key)
             self._forced = asyncio.create_task(self._force())
 
     async def _force(self) -> None:
+        """End a run whose supervisor does not, and then the supervisor."""
         await self._owner.systemd.thaw(self.job.unit)  # what is frozen would not hear of it
         await self._owner.systemd.stop(self.job.unit, self._stop_within())
+        await asyncio.sleep(END_WITHIN)
+        if not self.job.run.finished and (pid := rundir.supervisor(self.key)) is not None:
+            log.error("run %s: its supervisor (process %d) does not answer and is killed", self.key, pid)
+            os.kill(pid, signal.SIGKILL)
+
+    def _bound_run(self) -> None:
+        """RuntimeMaxSec= is the supervisor's to keep. One that hangs must not be what a job can run on by.
+
+        Counted from when this is called, at the start, after a pause, at each change: never too early.
+        """
+        self._unbind_run()
+        limit, stop = rundir.finite(self.job.spec.get("RuntimeMaxUSec")), self._stop_within()
+        if limit is not None and stop is not None and isinstance(self.job.run.phase, Running):
+            self._end_by = asyncio.get_running_loop().call_later(limit / 1e6 + stop, self._overrun)
+
+    def _unbind_run(self) -> None:
+        if self._end_by is not None:
+            self._end_by.cancel()
+            self._end_by = None
+
+    def _overrun(self) -> None:
+        self._overran = True
+        self._stop_without_it()
 
     def cut_output(self) -> None:
         """Its owner's jobs have written what they may in a day: no more of it is kept."""
@@ -165,6 +196,7 @@ class Runner:
             )
             if self._stop_by is not None:
                 self._bound_stop()
+            self._bound_run()
 
     def is_ending(self) -> bool:
         """Whether its end is near: asked to stop, over, or its scope empty (as at shutdown, before our turn)."""
@@ -181,6 +213,8 @@ class Runner:
         problem, gone = "its supervisor ended before the run began", False
         try:
             request = rundir.build(self.job, self._owner.config, sample)
+            if request["standard_output"] or request["standard_error"]:
+                self._owner.leftovers.check(self.job.owner.uid)
             left = self._owner.allowance.left(self.job.owner.uid)
             if left != spec.INFINITY:
                 request |= {"output_left": left, "output_step": min(max(left // SHARES, LEAST_STEP), LARGEST_STEP)}
@@ -191,6 +225,8 @@ class Runner:
             log.warning("run %s waits: %s", self.key, error)
             self._owner.hold_off(HOLD_OFF)
             self._again, gone = rundir.claim(self.key), True  # without the ticket it may have been launched
+        except Quota as error:
+            problem = str(error)
         except JobsvcError as error:
             problem = f"no supervisor: {error}"
         if not self._again:
@@ -264,6 +300,7 @@ class Runner:
                 self._started(packet)
             case "paused" | "resumed":
                 self._change(lambda job: model.pause(job, packet["type"] == "paused"))
+                self._bound_run()
             case "answer":
                 self._link.answered(packet)
             case "offsets":
@@ -290,6 +327,7 @@ class Runner:
                 self._devices = packet.get("io_devices") or {}
                 self._started(packet)
                 self._change(lambda job: model.pause(job, bool(packet.get("paused"))))
+                self._bound_run()
                 # As far as we have noted them: a change that was under way when we were killed did not come about.
                 self._link.tell("ask", what="bounds", **_bounds(self.job.spec))
                 if isinstance(self.job.run.phase, Stopping):
@@ -350,6 +388,7 @@ class Runner:
     def _started(self, packet: dict[str, Any]) -> None:
         pid = packet.get("main_pid") or self.job.run.main_pid
         self._change(lambda job: model.started(job, pid, packet.get("started_usec")))
+        self._bound_run()
         self._cut = False  # what was said before it had output was not heard
         self._count({})
 
@@ -365,6 +404,7 @@ class Runner:
             usage = await self._owner.systemd.usage(self.job.unit)
         self.release()
         self.live.count(facts.get("stdout_bytes") or 0, facts.get("stderr_bytes") or 0)
+        self._owner.leftovers.note(self.job.owner.uid, facts.get("left") or ())
         self._change(lambda job: ending.take(job, facts, usage, realtime_usec()))
 
     def release(self) -> None:
@@ -389,9 +429,11 @@ class Runner:
             self._close(facts.get("undelivered") or [])
         elif not self._over():
             await self._end_scope()
-            self._finish(Result.LOST, "its supervisor was killed; how it ended is not known")
+            self._finish(*self._lost())
         self._unbind_stop()
+        self._unbind_run()
         if self._forced:
+            self._forced.cancel()
             await asyncio.wait({self._forced})
         self.release()
         if self._again and not self.job.run.finished:
@@ -404,6 +446,15 @@ class Runner:
         self.live.closed = True
         self._owner.commits.then(lambda: _discard(self.key))
         self.live.notify()
+
+    def _lost(self) -> tuple[Result, str]:
+        """How a run ended whose supervisor cannot say it any more."""
+        killed = "its supervisor was killed; how it ended is not known"
+        if self._overran:
+            return Result.TIMEOUT, f"ran longer than allowed; {killed}"
+        if self._forced and isinstance(self.job.run.phase, Stopping):
+            return Result.STOPPED, f"{self.job.run.phase.reason}; {killed}"
+        return Result.LOST, killed
 
     async def _end_scope(self) -> None:
         """Nothing of the run lives on without a supervisor: what follows from its end must not meet it."""
@@ -421,6 +472,8 @@ class Runner:
 
     def _give_up(self) -> None:
         self._link.tell("abort", text="it was not ready to start in time (StartTimeoutSec=)")
+        if self._forced is None:  # it may not hear that
+            self._forced = asyncio.create_task(self._force())
 
     def _change(self, transition: Callable[[Job], Job]) -> None:
         """Apply to our own run, the job itself may have moved on; our view of it is kept up to date."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import secrets
 from dataclasses import replace
+from typing import Final
 
 from jobsvc import cgroup, hooks, sandbox, spec
 from jobsvc.authority import complete
@@ -15,6 +16,8 @@ from jobsvc.interface import Request
 from jobsvc.methods.desk import Desk
 from jobsvc.model import Job, Queued, Run
 from jobsvc.packing import pack_spec
+
+OUTPUT_FILES: Final = ("StandardOutput", "StandardError")
 
 
 class Preparing:
@@ -34,6 +37,8 @@ class Preparing:
         self.check_fits(values)
         if hook := self._hook():
             values[hooks.OF] = hook
+        if any(name in values for name in OUTPUT_FILES):
+            desk.manager.leftovers.check(caller.user.uid)
         subject = await desk.authority.subject(caller, values)
         job = Job(
             id=secrets.token_hex(8),

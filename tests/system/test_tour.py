@@ -30,7 +30,7 @@ def test_a_job_is_started_followed_twice_stopped_restarted_and_shown(machine: Ma
         assert follower.stderr.readline().startswith(b"tar: Removing leading `/'")
 
     assert jobctl(machine, "stop", "arch").returncode == 0
-    first, second = (follower.communicate(timeout=30) for follower in followers)
+    first, second = (follower.communicate(timeout=180) for follower in followers)
     assert first == second  # what it wrote until it was stopped
     assert first[0] == b""
     assert [follower.returncode for follower in followers] == [0, 0]

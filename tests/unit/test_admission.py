@@ -325,3 +325,13 @@ def test_the_queue_does_what_the_rules_say(actions: list[tuple[str, Any, Any]], 
         late = [one.run.due for one in plainly.waiting.values() if admission.waits(one, at) and not one.run.held]
         assert len(waiting) == len(plainly.waiting)
         assert waiting.next_due is None or waiting.next_due <= at or waiting.next_due == min(late, default=None)
+
+
+def test_processes_that_outlive_their_jobs_count_as_running() -> None:
+    waiting = queue(job(1), job(2), job(3), job(4, uid=1001))
+    waiting.slots.left[1000] = 2
+    settings = replace(PLAIN, max_running_per_user=3)
+    assert admitted(waiting, settings) == [1, 4]
+    assert "2 processes of ended jobs that hang" in str(admission.limit(job(2), waiting.slots, settings))
+    waiting.slots.left[1000] = 0
+    assert admitted(waiting, settings) == [2, 3]

@@ -35,7 +35,7 @@ class Owner:
     """A manager that keeps what it is told, beside a PID 1 that does what it is asked."""
 
     def __init__(self) -> None:
-        self.systemd = self.launcher = self.allowance = self.commits = self.store = self
+        self.systemd = self.launcher = self.allowance = self.commits = self.store = self.leftovers = self
         self.remembers_memory_peak = True
         self.config = Config()
         self.held_off: list[float] = []
@@ -50,6 +50,9 @@ class Owner:
 
     def hold_off(self, seconds: float) -> None:
         self.held_off.append(seconds)
+
+    def note(self, uid: int, processes: Any) -> None:
+        self.noted = uid, processes
 
     def left(self, owner: int) -> int:
         return spec.INFINITY
@@ -290,6 +293,48 @@ def test_what_a_supervisor_does_not_stop_in_time_systemd_does(monkeypatch: pytes
         async with asyncio.timeout(60):
             while owner.did != ["thaw", "stop"]:
                 await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("phase", [Running(), Stopping("enough")])
+def test_supervisor_that_does_not_answer_is_ended_with_its_run(
+    monkeypatch: pytest.MonkeyPatch, phase: model.Phase
+) -> None:
+    monkeypatch.setattr("jobsvc.runner.STOP_GRACE", 0)
+    monkeypatch.setattr("jobsvc.runner.END_WITHIN", 0)
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: killed.append((pid, number)))
+    monkeypatch.setattr(rundir, "supervisor", lambda key: 4321)
+    one, owner = owned(phase)
+    one.live.job = replace(one.job, spec=one.job.spec | {"RuntimeMaxUSec": 1})
+
+    async def scenario() -> None:
+        if isinstance(phase, Running):
+            one._bound_run()
+        else:
+            one.stop("enough")
+        async with asyncio.timeout(30):
+            while not killed:
+                await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert (owner.did, killed) == (["thaw", "stop"], [(4321, 9)])
+    assert one._lost()[0] == (Result.TIMEOUT if isinstance(phase, Running) else Result.STOPPED)
+
+
+def test_run_that_is_paused_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = owned(Running())
+    one.live.job = replace(one.job, spec=one.job.spec | {"RuntimeMaxUSec": 60_000_000})
+
+    async def scenario() -> None:
+        one._bound_run()
+        assert one._end_by is not None
+        await one._take({"type": "paused"})
+        assert one._end_by is None
+        await one._take({"type": "resumed"})
+        assert one._end_by is not None
+        one._unbind_run()
 
     asyncio.run(scenario())
 
