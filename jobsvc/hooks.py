@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jobsvc import cgroup
 from jobsvc.authority import complete
 from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec
@@ -20,7 +21,7 @@ from jobsvc.spec import Values
 
 SENDMAIL = Path("/usr/sbin/sendmail")
 OF = "HookOf"  # the key in the spec; nobody can set it
-SCOPE = re.compile(r"/jobsvc-([0-9a-f]{16})-[0-9]+\.scope(?:/|$)")
+SCOPE = re.compile(r"/jobsvc\.slice/jobsvc-u[0-9]+\.slice/jobsvc-([0-9a-f]{16})-[0-9]+\.scope(?:/|$)")
 LONGEST = 600 * 1_000_000  # µs a hook may run
 PRIORITY = 1000  # it is about what has ended, and not behind what has yet to begin
 MAIL = f'printf "%s" "$JOBSVC_MAIL" | {SENDMAIL} -oi -t'
@@ -37,10 +38,17 @@ def wanted(values: Values) -> Values:
     return {name: value for name, value in values.items() if name not in (OF, "Priority")} if OF in values else values
 
 
-def job_of(group: str | None) -> str | None:
-    """The id of the job in whose scope a control group is."""
+def job_of(group: str | None, jobs: Mapping[str, Job]) -> Job | None:
+    """The job in whose scope a control group is.
+
+    Its name alone says nothing: below a service manager of one's own (systemd --user) anybody has scopes of any
+    name. So the whole path has to be the one in which the job's main process was seen.
+    """
     found = SCOPE.search(group or "")
-    return found[1] if found else None
+    job = jobs.get(found[1]) if found else None
+    if group is None or job is None or job.run.control_group is None:
+        return None
+    return job if cgroup.within(group, job.run.control_group) else None
 
 
 def after(job: Job, config: Config, at: int, began: Callable[[], bool] = lambda: False) -> list[Job]:

@@ -88,7 +88,7 @@ class Preparing:
         jobs, sender = self._desk.manager, self._request.caller.sender
         if not jobs.config.on_finish or (pid := self._desk.callers.pid(sender)) is None:
             return None
-        job = jobs.jobs.get(hooks.job_of(cgroup.of_process(pid)) or "")
+        job = hooks.job_of(cgroup.of_process(pid), jobs.jobs)
         return job.spec.get(hooks.OF) if job else None
 
     async def _may_replace(self, job: Job) -> None:

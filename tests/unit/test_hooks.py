@@ -8,7 +8,7 @@ import pytest
 from jobsvc import hooks
 from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec
-from jobsvc.model import Finished, Job, Result, Run, User
+from jobsvc.model import Finished, Job, Result, Run, Running, Starting, User
 
 HOOKED = Config(on_finish=("/usr/bin/told", "a b"))
 SPEC = {"Command": ["/bin/make"], "TimeoutStopUSec": 5, "Environment": ["SECRET=1"]}
@@ -57,12 +57,29 @@ def test_who_runs_a_hook_again_asks_for_no_more_than_its_command() -> None:
     assert hooks.wanted({"Priority": 5}) == {"Priority": 5}
 
 
-def test_a_process_of_a_job_is_told_by_its_control_group() -> None:
-    scope = "/jobsvc.slice/jobsvc-u1000.slice/jobsvc-00000000000000aa-12.scope"
-    assert hooks.job_of(scope) == hooks.job_of(f"{scope}/below") == "00000000000000aa"
-    assert not any(
-        map(hooks.job_of, (None, "/user.slice", "/jobsvc-u1000.slice", "/x-jobsvc-00000000000000aa-1.scope"))
-    )
+def test_caller_of_a_job_is_known_by_its_scope() -> None:
+    """A user names the scopes of a service manager of their own as they like; those are no job's."""
+    job_id = "00000000000000aa"
+    scope = f"/jobsvc.slice/jobsvc-u1000.slice/jobsvc-{job_id}-12.scope"
+    job = replace(ended(Result.SUCCESS), id=job_id, run=Run(12, Running(), control_group=scope))
+    jobs = {job_id: job}
+    assert hooks.job_of(scope, jobs) is job
+    assert hooks.job_of(f"{scope}/below", jobs) is job
+    own = "/user.slice/user-1000.slice/user@1000.service/app.slice"
+    for other in (
+        None,
+        "/user.slice",
+        "/jobsvc.slice/jobsvc-u1000.slice",
+        f"{own}/jobsvc-{job_id}-12.scope",
+        f"{own}{scope}",
+        scope.replace("-12.", "-11."),
+        scope.replace("u1000", "u1001"),
+        f"{scope}x",
+        f"/x{scope}",
+        scope.replace("aa-", "ab-"),
+    ):
+        assert hooks.job_of(other, jobs) is None, other
+    assert hooks.job_of(scope, {job_id: replace(job, run=Run(13, Starting()))}) is None
 
 
 @pytest.mark.parametrize(
