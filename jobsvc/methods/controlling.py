@@ -30,6 +30,7 @@ UNFINISHED: Final[frozenset[State]] = frozenset(state for state in State if stat
 EVERY: Final[frozenset[State]] = frozenset(State)
 
 AT_ONCE: Final = 100
+NO_TERM: Final[tuple[Any, ...]] = ("", [], {})  # what fits every job, as an option that is not there
 Act = Callable[["Controlling", Request, str], Awaitable[Any]]
 
 
@@ -235,6 +236,8 @@ class Controlling:
         if ids and options:
             raise InvalidArgs(f"{request.call.member} takes ids or a filter, not both")
         if not ids:
+            if not any(value not in NO_TERM for value in options.values()):
+                raise InvalidArgs(f"{request.call.member}: give ids, or a filter: State names states, for all in them")
             wanted = await self.desk.filter(request, options)
             names = frozenset(map(str, able))
             states = names if wanted.states is None else wanted.states & names

@@ -187,6 +187,10 @@ def test_system_users_start_nothing_unless_they_are_named(house: Run, uid: int) 
         ("List", "a{sv}", [{"State": Variant("as", ["dancing"])}], "org.jobsvc1.Error.InvalidSpec"),
         ("List", "a{sv}", [{"State": Variant("as", [])}], "org.freedesktop.DBus.Error.InvalidArgs"),
         ("StopMany", "asa{sv}", [[], {"State": Variant("as", [])}], "org.freedesktop.DBus.Error.InvalidArgs"),
+        ("StopMany", "asa{sv}", [[], {}], "org.freedesktop.DBus.Error.InvalidArgs"),
+        ("RemoveMany", "asa{sv}", [[], {"Labels": Variant("a{ss}", {})}], "org.freedesktop.DBus.Error.InvalidArgs"),
+        ("HoldMany", "asa{sv}", [[], {"IdPrefix": Variant("s", "")}], "org.freedesktop.DBus.Error.InvalidArgs"),
+        ("KillMany", "assia{sv}", [[], "all", 9, {}], "org.freedesktop.DBus.Error.InvalidArgs"),
         ("List", "a{sv}", [{"IdPrefix": Variant("s", "%")}], "org.freedesktop.DBus.Error.InvalidArgs"),
         ("Kill", "ssia{sv}", ["0" * 16, "some", 15, {}], "org.freedesktop.DBus.Error.InvalidArgs"),
         ("Kill", "ssia{sv}", ["0" * 16, "main", 99, {}], "org.freedesktop.DBus.Error.InvalidArgs"),
@@ -210,6 +214,25 @@ def test_nonsense_is_refused_and_changes_nothing(
         assert error.value.name == name
         assert "\n" not in str(error.value)
         assert not house.manager.jobs
+
+    house(scenario)
+
+
+def test_many_without_ids_or_filter_is_nothing(house: Run) -> None:
+    """A list that came out empty, as of a script's variable, does not mean everybody's jobs."""
+
+    async def scenario(house: House) -> None:
+        job_id, _ = await house.call("Start", "a{sv}", TRUE)
+        for method in service.METHODS.values():
+            if method.name.endswith("Many") and method.name != "StartMany":
+                body = [[] if kind == "as" else SAMPLES[kind] for _, kind in method.takes]
+                if method.name == "KillMany":
+                    body[1] = "main"
+                with pytest.raises(BusError, match="give ids, or a filter: State names states"):
+                    await house.call(method.name, method.signature, *body)
+        assert str(house.manager.get(job_id).state) == "queued"
+        (outcomes,) = await house.call("StopMany", "asa{sv}", [], {"State": Variant("as", ["queued"])})
+        assert outcomes == [[job_id, "", ""]]
 
     house(scenario)
 

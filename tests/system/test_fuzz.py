@@ -40,7 +40,8 @@ def fuzz(machine: Machine, seconds: float, seed: int, *others: str) -> dict[str,
 
 def stop_all() -> int:
     bus = Bus()  # noqa: F821
-    stopped = bus.reply(bus.send("StopMany", "asa{sv}", [], {}), 60)
+    unfinished = ["queued", "starting", "running", "paused", "stopping"]
+    stopped = bus.reply(bus.send("StopMany", "asa{sv}", [], {"State": ("as", unfinished)}), 60)
     return len(stopped)
 
 

@@ -92,6 +92,7 @@ CALLS: dict[str, tuple[list[Any], str]] = {
     "negative signal": (["Kill", "ssia{sv}", [MISSING, "all", -1, {}]], "InvalidArgs"),
     "kill whom": (["Kill", "ssia{sv}", [MISSING, "everybody", 9, {}]], "InvalidArgs"),
     "ids and a filter": (["StopMany", "asa{sv}", [[MISSING], {"Name": ["s", "x"]}]], "InvalidArgs"),
+    "neither ids nor a filter": (["RemoveMany", "asa{sv}", [[], {}]], "InvalidArgs"),
     "wait for an hour": (["ReadLogs", "sa{sv}", [MISSING, {"WaitUSec": ["t", 3_600_000_000]}]], "InvalidArgs"),
     "a body beyond 64 KiB": (["Status", "sa{sv}", ["x" * 70_000, {}]], "LimitsExceeded"),
     "a spec beyond 1 MiB": (["Start", "a{sv}", [{"Name": ["s", "x" * 1_100_000]}]], "LimitsExceeded"),

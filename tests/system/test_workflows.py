@@ -20,7 +20,8 @@ QUEUES = "/etc/jobsvc/jobsvc.conf.d/queues.conf"
 def nothing_left(machine: Machine) -> Iterator[None]:
     # What other tests left in the history, also others' jobs that ran as alice.
     manager = ("org.jobsvc1", "/org/jobsvc1", "org.jobsvc1.Manager")
-    machine.run("busctl", "--timeout=120", "call", *manager, "RemoveMany", "asa{sv}", "0", "0", timeout=130)
+    ended = ("1", "State", "as", "3", "completed", "failed", "stopped")
+    machine.run("busctl", "--timeout=120", "call", *manager, "RemoveMany", "asa{sv}", "0", *ended, timeout=130)
     yield
     jobctl(machine, "stop", "--all")
     jobctl(machine, "remove", "--all")

@@ -395,6 +395,27 @@ def test_one_many_all(service: FakeService, jobctl: Jobctl) -> None:
         assert jobctl(command, "--name", "nothing").out == ""
 
 
+@pytest.mark.parametrize("uid", [0, 4711])
+def test_all_names_the_states_it_means(service: FakeService, jobctl: Jobctl, uid: int) -> None:
+    """The service takes no call that has neither ids nor a filter."""
+    jobctl.as_uid(uid)
+    unfinished = ["queued", "starting", "running", "paused", "stopping"]
+    for command, states in (
+        ("stop", unfinished),
+        ("restart", unfinished[1:]),
+        ("remove", ["completed", "failed", "stopped"]),
+        ("hold", ["queued"]),
+        ("release", ["queued"]),
+        ("pause", ["running"]),
+        ("resume", ["paused"]),
+        ("kill", unfinished[1:]),
+    ):
+        assert jobctl(command, "--all").code == 0
+        ids, *_, asked = service.saw(f"{command.capitalize()}Many")
+        own = {"OwnerUID": ("u", uid)} if uid else {}
+        assert (ids, asked) == ([], {"State": ("as", states), **own})
+
+
 def test_all_that_is_older(service: FakeService, jobctl: Jobctl) -> None:
     service.jobs[ONE].update(State="failed", FinishedTimestamp=1)
     service.jobs[TWO].update(State="failed", FinishedTimestamp=2**61)
