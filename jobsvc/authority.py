@@ -11,7 +11,7 @@ from typing import Any
 from jobsvc import spec
 from jobsvc.callers import Caller, Callers
 from jobsvc.config import DEFAULT_QUEUE, Config
-from jobsvc.errors import AccessDenied, InvalidSpec, NoSuchJob, Quota
+from jobsvc.errors import AccessDenied, InteractiveAuthorizationRequired, InvalidSpec, NoSuchJob, Quota
 from jobsvc.model import Job
 from jobsvc.polkit import Action, Polkit
 from jobsvc.userdb import Account
@@ -20,6 +20,8 @@ STOP_CEILING = "TimeoutStopUSec"
 STOP_AFTER = 90_000_000  # µs, systemd's DefaultTimeoutStopSec
 NORMAL_WEIGHT = 100  # what a cgroup has that nobody weighed
 
+
+FILES = ("StandardOutput", "StandardError")
 
 OURS = frozenset({"CORE"})  # 0 for jobsvc.service; of NOFILE it has what everybody has
 
@@ -92,35 +94,33 @@ class Authority:
         """
         if caller.is_root:
             return True
-        details = _details(replace(job, spec=values, user=subject.account.user, gid=subject.gid))
+        job = replace(job, spec=values, user=subject.account.user, gid=subject.gid)
         uid, name = caller.user.uid, caller.user.name
         if is_system_user(uid) and not {name, str(uid)} & set(self.config.allowed_system_users):
             raise AccessDenied(
                 f"{name} is a system user; to let it run jobs, add it to AllowedSystemUsers= in jobsvc.conf"
             )
-        await self._ask(caller, Action.START, details)
+        await self._ask(caller, Action.START, job)
         if subject.foreign:
-            await self._ask(caller, Action.START_AS_USER, details)
+            await self._ask(caller, Action.START_AS_USER, job)
         if exceeds(values, await self.bounds(caller)):
-            await self._ask(caller, Action.EXCEED_LIMITS, details)
+            await self._ask(caller, Action.EXCEED_LIMITS, job)
             return True
         if values.get("Priority", 0) <= 0 and not any(name.startswith("Limit") for name in values):
             return False
-        return await self._would(caller, Action.EXCEED_LIMITS, details)
+        return await self._would(caller, Action.EXCEED_LIMITS, job)
 
     async def change(self, caller: Caller, job: Job, values: spec.Values) -> bool:
         """May this caller, who manages the job, give it these bounds?
 
         Returns whether a priority above 0 among them counts against the jobs of other users.
         """
-        if "Queue" in values:
-            await self._queue(caller, await self._own(caller), values["Queue"])
         if not caller.is_root and exceeds(values, await self.bounds(caller), values):
-            await self._ask(caller, Action.EXCEED_LIMITS, _details(job))
+            await self._ask(caller, Action.EXCEED_LIMITS, job)
             return True
         if caller.is_root or values.get("Priority", 0) <= 0:
             return caller.is_root
-        return await self._would(caller, Action.EXCEED_LIMITS, _details(job))
+        return await self._would(caller, Action.EXCEED_LIMITS, job)
 
     async def bounds(self, caller: Caller) -> Config:
         """The configuration as it is for this caller, with the ceilings of its groups."""
@@ -134,7 +134,7 @@ class Authority:
         if caller.is_root or caller.owns(job):
             return
         try:
-            await self._ask(caller, action, _details(job))
+            await self._ask(caller, action, job)
         except (AccessDenied, Quota):
             if action is not Action.VIEW:
                 await self.view(caller, job)  # who may know of it may know why not
@@ -146,35 +146,49 @@ class Authority:
         if caller.is_root:
             return
         if caller.user == job.owner:  # the user a job runs as sees it, but it is not that user's to stop
-            await self._ask(caller, Action.MANAGE_OWN, _details(job))
+            await self._ask(caller, Action.MANAGE_OWN, job)
             return
         await self.view(caller, job)
-        await self._ask(caller, Action.MANAGE, _details(job))
+        await self._ask(caller, Action.MANAGE, job)
 
     async def administer(self, caller: Caller) -> None:
         """May this caller switch maintenance, and have the configuration read anew?"""
         if not caller.is_root:
-            await self._ask(caller, Action.ADMINISTER, {})
+            await self._ask(caller, Action.ADMINISTER)
 
     async def sees_all(self, caller: Caller) -> bool:
         """Whether lists and signals show this caller everybody's jobs; nobody is asked for a password for it."""
         if caller.is_root:
             return True
-        return await self._would(caller, Action.VIEW, {})
+        return await self._would(caller, Action.VIEW)
 
-    async def _would(self, caller: Caller, action: Action, details: dict[str, str]) -> bool:
+    async def _would(self, caller: Caller, action: Action, job: Job | None = None) -> bool:
         """Whether polkit says yes without a password."""
         try:
-            await self._polkit.check(caller, action, details, interactive=False)
+            await self._polkit.check(caller, action, _details(job) if job else {}, interactive=False)
         except AccessDenied:
             return False
         return True
 
-    async def _ask(self, caller: Caller, action: Action, details: dict[str, str]) -> None:
-        question = (action, frozenset(one for one in details.items() if one[0] not in ("job.id", "job.unit")))
-        if question not in caller.allowed:
-            await self._polkit.check(caller, action, details, caller.interactive)
-            caller.allowed.add(question)
+    async def _ask(self, caller: Caller, action: Action, job: Job | None = None) -> None:
+        """Ask about each set of details once in a call, and a person about each set of patterns of files."""
+        details = _details(job) if job else {}
+        question = _question(action, details)
+        if question in caller.allowed:
+            return
+        alike = _question(action, details | ({"job.output": _output(job, filled=False)} if job else {}))
+        confirmed = alike in caller.confirmed
+        try:
+            if await self._polkit.check(caller, action, details, caller.interactive and not confirmed):
+                caller.confirmed.add(alike)
+        except InteractiveAuthorizationRequired:
+            if not confirmed:
+                raise
+        caller.allowed.add(question)
+
+
+def _question(action: Action, details: dict[str, str]) -> object:
+    return (action, frozenset(one for one in details.items() if one[0] not in ("job.id", "job.unit")))
 
 
 def _details(job: Job) -> dict[str, str]:
@@ -185,12 +199,13 @@ def _details(job: Job) -> dict[str, str]:
         "job.name": job.name,
         "job.group": str(job.gid),
         "job.unit": job.unit,
-        **_executed(job.spec),
+        **_executed(job),
     }
 
 
-def _executed(values: spec.Values) -> dict[str, str]:
+def _executed(job: Job) -> dict[str, str]:
     """What a rule has to see to know what would be executed: a command means little without its environment."""
+    values = job.spec
     return {
         "job.command": shlex.join(values.get("Command", ())),
         # Not to be taken for a command of that name.
@@ -201,9 +216,22 @@ def _executed(values: spec.Values) -> dict[str, str]:
         "job.environment": " ".join(text.partition("=")[0] for text in values.get("Environment", [])),
         "job.input": "terminal" if values.get("Pty") else "descriptor" if values.get("StandardInput") else "",
         "job.umask": f"{values['UMask']:04o}" if "UMask" in values else "",
-        "job.output": " ".join(values[name] for name in ("StandardOutput", "StandardError") if name in values),
+        "job.output": _output(job),
+        "job.array": values.get("ArrayId", ""),
         **{f"job.label.{name}": text for name, text in values.get("Labels", {}).items()},
     }
+
+
+def _output(job: Job, *, filled: bool = True) -> str:
+    """The files that this run opens. Which run will be a retry is not known: its mark is shown as it is written."""
+    unknown = "r" if job.spec.get("Retries") else ""
+    named = [name for name in FILES if job.spec.get(name)]
+    return shlex.join((job.output_file(name, unknown) or "") if filled else job.spec[name] for name in named)
+
+
+def files_of(job: Job) -> list[str | None]:
+    """The output files of a job whose id is not known yet; it is never the caller's choice."""
+    return [replace(job, id="").output_file(name) for name in FILES]
 
 
 def exceeds(values: spec.Values, config: Config, named: Collection[str] | None = None) -> bool:

@@ -23,6 +23,8 @@ class Caller:
     interactive: bool
     # What polkit has allowed during this one call: the same question about many jobs is one.
     allowed: set[object] = field(default_factory=set, compare=False, repr=False)
+    # What a person has allowed during it: jobs that differ in nothing but what fills the paths of their files.
+    confirmed: set[object] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def is_root(self) -> bool:

@@ -8,12 +8,10 @@ from jobsvc.model import Job, Paused, Queued, Running, Stopping
 
 # Of a job that runs: what the kernel holds, and what its supervisor counts.
 LIVE = frozenset(spec.LIMITS) | {"RuntimeMaxUSec", "TimeoutStopUSec"}
-# What says nothing of what is executed: whoever manages the job may change it within the ceilings.
-# Anything else is authorized like a start of what comes out.
-BOUNDS = LIVE | set(
-    "LogSizeMax Name Queue Priority NotBeforeUSec Dependencies Retries RetryDelayUSec ArrayMaxRunning "
-    "Unique UniquePolicy OnBehalfOf".split()
-)
+# What says nothing of what is executed, nor that it is: whoever manages the job may change it within the ceilings.
+# Anything else is authorized like a start of what comes out. The name fills the paths of output files and is in the
+# environment of the job; and what lets a job begin that would not yet, or once more, is what a start is asked about.
+BOUNDS = LIVE | set("LogSizeMax Priority RetryDelayUSec ArrayMaxRunning Unique UniquePolicy OnBehalfOf".split())
 # What a job is, or what others know it by.
 FIXED = frozenset("User Group StandardInput RequestId ArrayId ArrayIndex".split())
 

@@ -127,9 +127,16 @@ MARK = re.compile("%(.?)", re.DOTALL)
 
 
 def filled(path: str, facts: Mapping[str, str]) -> str:
-    """The name of an output file with its marks filled in. A fact is never more than one part of a path."""
-    facts = {"%": "%", **facts}
-    return MARK.sub(lambda mark: facts.get(mark[1], mark[0]).replace("/", "_"), path)
+    """The name of an output file with its marks filled in; one that is not among the facts stays as it is."""
+    parts = {"%": "%", **{mark: _part(fact) for mark, fact in facts.items()}}
+    return MARK.sub(lambda mark: parts.get(mark[1]) or mark[0].replace("/", "_"), path)
+
+
+def _part(fact: str) -> str:
+    """A fact as one part of a path: not empty, not hidden, and neither the directory itself nor the one above it."""
+    flat = fact.replace("/", "_")
+    rest = flat.lstrip(".")
+    return "_" * (len(flat) - len(rest)) + rest or "_"
 
 
 def labels(value: Mapping[str, str]) -> dict[str, str]:

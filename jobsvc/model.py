@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from jobsvc import kinds
 from jobsvc.errors import WrongState
 from jobsvc.spec import LONGEST_NAME
 
@@ -202,6 +203,14 @@ class Job:
     def state(self) -> State:
         return self.run.state
 
+    def output_file(self, key: str, unknown: str = "") -> str | None:
+        """StandardOutput= or StandardError= with the marks filled in for the present run; `unknown` ones stay."""
+        if "%" not in (path := self.spec.get(key) or ""):
+            return path or None
+        facts = {"j": self.id, "x": self.name, "r": str(self.run.number), "u": self.user.name}
+        facts |= {mark: str(self.spec[of]) for mark, of in (("A", "ArrayId"), ("a", "ArrayIndex")) if of in self.spec}
+        return kinds.filled(path, {mark: fact for mark, fact in facts.items() if mark not in unknown})
+
     @property
     def key(self) -> str:
         return f"{self.id}-{self.run.number}"
@@ -341,6 +350,13 @@ def restart(job: Job, request: str, at: int, waiting_for: Waits = ()) -> Job:
             return job
         case _:
             return replace(job, run=replace(job.run, phase=Stopping("restart", again=request)))
+
+
+def again(job: Job) -> Job:
+    """The job as its next run will have it: that which waits, or the one after the present."""
+    if isinstance(job.run.phase, Queued):
+        return job
+    return replace(job, run=replace(job.run, number=job.run.number + 1))
 
 
 def finish(job: Job, end: Finished, **facts: Any) -> Job:

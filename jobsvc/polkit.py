@@ -65,19 +65,20 @@ class Polkit:
         self._questions = 0
         self._lines: dict[int, asyncio.Semaphore] = {}
 
-    async def check(self, caller: Caller, action: Action, details: dict[str, str], interactive: bool) -> None:
-        """Return if the caller may; raise AccessDenied or InteractiveAuthorizationRequired if not.
+    async def check(self, caller: Caller, action: Action, details: dict[str, str], interactive: bool) -> bool:
+        """Return whether a person was asked, if the caller may; else AccessDenied or InteractiveAuthorizationRequired.
 
         Quota, if it takes a password and too many of this user's questions for one are open.
         """
+        asked = False
         async with self._lines.setdefault(caller.user.uid, asyncio.Semaphore(AT_ONCE)):
             authorized, challenge = await self._ask(caller, action, details)
         if challenge and interactive and not authorized:
             with self._open.one(caller.user.uid, self.config.max_questions_per_user), self._place():
                 authorized, _ = await self._ask(caller, action, details, f"jobsvc-{next(self._serial)}")
-            challenge = False
+            challenge, asked = False, True
         if authorized:
-            return
+            return asked
         if challenge:
             raise InteractiveAuthorizationRequired(
                 f"{action} needs a password; ask where one can be typed, as root, or have a polkit rule allow it"

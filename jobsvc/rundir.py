@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobsvc import __version__, control, kinds, sandbox, spec
+from jobsvc import __version__, control, sandbox, spec
 from jobsvc.config import Config
 from jobsvc.model import Job, Run, Starting, User
 
@@ -58,8 +58,8 @@ def build(job: Job, config: Config, sample_memory: bool) -> dict[str, Any]:
         "sandbox": [name for name in sandbox.KEYS if wanted.get(name)],
         "no_new_privileges": wanted.get("NoNewPrivileges", False),
         "stdin": bool(wanted.get("StandardInput")),
-        "standard_output": _file(job, "StandardOutput"),
-        "standard_error": _file(job, "StandardError"),
+        "standard_output": job.output_file("StandardOutput"),
+        "standard_error": job.output_file("StandardError"),
         "runtime_max_usec": finite(wanted.get("RuntimeMaxUSec")),
         "timeout_stop_usec": finite(wanted["TimeoutStopUSec"]),
         "kill_signal": wanted.get("KillSignal", 15),
@@ -74,14 +74,6 @@ def build(job: Job, config: Config, sample_memory: bool) -> dict[str, Any]:
         "log_size_max": finite(wanted.get("LogSizeMax", config.log_size_max)),
         "sample_memory": sample_memory,
     }
-
-
-def _file(job: Job, key: str) -> str | None:
-    """An output file by its name for this run."""
-    if "%" not in (path := job.spec.get(key) or ""):
-        return path or None
-    array = {mark: str(job.spec[name]) for mark, name in (("A", "ArrayId"), ("a", "ArrayIndex")) if name in job.spec}
-    return kinds.filled(path, {"j": job.id, "x": job.name, "r": str(job.run.number), "u": job.user.name, **array})
 
 
 def _marks(job: Job) -> list[str]:

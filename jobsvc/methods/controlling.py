@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dbus_next.signature import Variant
 
-from jobsvc import changes, hooks, spec, wire
+from jobsvc import changes, hooks, model, spec, wire
 from jobsvc.authority import complete
 from jobsvc.errors import AccessDenied, InvalidArgs, InvalidSpec, JobsvcError, WrongState
 from jobsvc.interface import FILTER, Fd, Handler, Request, method
@@ -66,7 +66,7 @@ async def _restart(self: Controlling, request: Request, job_id: str) -> int:
     job = await self.desk.managed(request, job_id)
     if job.spec.get("StandardInput"):
         raise InvalidSpec(f"job {job.id} reads a standard input that is used up; start a new job instead")
-    allowed = await self.desk.executes(request, job, hooks.wanted(job.spec))
+    allowed = await self.desk.executes(request, model.again(job), hooks.wanted(job.spec))
     current = replace(self.desk.unchanged(job), limits_allowed=allowed, priority_allowed=allowed)
     return self.desk.manager.restart(current, request.id)
 

@@ -53,7 +53,7 @@ class Desk:
     def unchanged(self, job: Job) -> Job:
         """A job as it is now. What was asked about may not be what would be executed any more: then it is refused."""
         current = self.manager.get(job.id)
-        if current.spec != job.spec:
+        if current.spec != job.spec or current.run.number != job.run.number:
             raise WrongState(f"job {job.id} was changed by somebody else meanwhile; try again")
         return current
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from jobsvc import cgroup, hooks, sandbox, spec
-from jobsvc.authority import complete
+from jobsvc.authority import complete, files_of
 from jobsvc.clock import realtime_usec
 from jobsvc.errors import InvalidSpec, NoSuchJob
 from jobsvc.interface import Request
@@ -52,7 +52,8 @@ class Preparing:
             root_allowed=subject.account.user.uid == 0,
             group_override=subject.group_override,
         )
-        question = repr((sorted((k, v) for k, v in values.items() if k not in spec.UNASKED), subject))
+        asked = sorted((key, value) for key, value in values.items() if key not in spec.UNASKED)
+        question = repr((asked, files_of(job), subject))
         if question not in self._asked:
             self._asked[question] = await desk.authority.start(caller, job, values, subject)
         job = replace(job, limits_allowed=self._asked[question], priority_allowed=self._asked[question])

@@ -477,7 +477,7 @@ def test_anybody_may_give_a_priority_and_to_push_past_others_takes_a_right(house
         await house.call("SetProperties", "sa{sv}a{sv}", mine, urgent, {})
         assert (job(house, mine).priority, job(house, mine).priority_allowed) == (1000, False)
         house.polkit.denied = set()
-        await house.call("SetProperties", "sa{sv}a{sv}", mine, _only(NotBeforeUSec=5), {})
+        await house.call("SetProperties", "sa{sv}a{sv}", mine, _only(Unique="mine"), {})
         assert not job(house, mine).priority_allowed
         await house.call("SetProperties", "sa{sv}a{sv}", mine, urgent, {})
         assert job(house, mine).priority_allowed

@@ -16,10 +16,13 @@ from dbus_next.signature import Variant
 from house import House, Scenario, pretend
 
 from jobsvc import config, interface, model, service
+from jobsvc.authority import Subject
 from jobsvc.bus import BusError
 from jobsvc.callers import Caller
 from jobsvc.config import Config
-from jobsvc.model import Finished, Result
+from jobsvc.errors import AccessDenied, InteractiveAuthorizationRequired
+from jobsvc.model import Finished, Result, User
+from jobsvc.userdb import Account
 
 GOLDEN = Path(__file__).parent / "golden"
 Run = Callable[[Scenario], None]
@@ -338,6 +341,100 @@ def test_a_rule_sees_what_a_job_is_typed_into_and_what_others_may_do_with_its_fi
     house(scenario)
 
 
+def outputs(house: House) -> list[str]:
+    """Which files polkit was told of, for each start it was asked about."""
+    return [details["job.output"] for action, details in house.polkit.asked if action == "org.jobsvc1.start"]
+
+
+def test_polkit_is_told_of_the_files_that_are_opened(house: Run) -> None:
+    async def scenario(house: House) -> None:
+        pretend(house)
+        files = {"StandardOutput": Variant("s", "append:/o/%x-%r-%u-%j")}
+        files["StandardError"] = Variant("s", "append:/o/a b")
+        job, _ = await house.call("Start", "a{sv}", {**TRUE, "Name": Variant("s", ".profile"), **files})
+        assert outputs(house) == [f"append:/o/_profile-1-mallory-{job} 'append:/o/a b'"]
+        house.manager.change(house.manager.get(job), lambda job: model.finish(job, Finished(Result.SUCCESS, at=1)))
+        house.polkit.asked.clear()
+        await house.call("Restart", "sa{sv}", job, {})
+        assert outputs(house) == [f"append:/o/_profile-2-mallory-{job} 'append:/o/a b'"]
+        house.polkit.asked.clear()
+        await house.call("SetProperties", "sa{sv}a{sv}", job, {"Retries": Variant("u", 2)}, {})
+        # Which run it is has yet to be seen.
+        assert outputs(house) == [f"append:/o/_profile-%r-mallory-{job} 'append:/o/a b'"]
+
+    house(scenario)
+
+
+def test_another_name_is_another_start(house: Run) -> None:
+    """It fills the paths of output files, and it is in the environment of the job."""
+
+    async def scenario(house: House) -> None:
+        pretend(house)
+        path = Variant("s", "append:/home/bob/%x")
+        job, _ = await house.call("Start", "a{sv}", {**TRUE, "StandardOutput": path, "Hold": Variant("b", True)})
+        house.polkit.asked.clear()
+        house.polkit.denied = {"org.jobsvc1.start"}
+        with pytest.raises(BusError, match="does not allow org.jobsvc1.start"):
+            await house.call("SetProperties", "sa{sv}a{sv}", job, {"Name": Variant("s", ".profile")}, {})
+        assert outputs(house) == ["append:/home/bob/_profile"]
+        assert house.manager.get(job).name == "true"
+        house.polkit.denied = set()
+        await house.call("SetProperties", "sa{sv}a{sv}", job, {"Name": Variant("s", "x")}, {})
+        assert house.manager.get(job).name == "x"
+
+    house(scenario)
+
+
+def test_each_file_of_an_array_is_asked_about(house: Run) -> None:
+    """Of equal tasks a person is asked once; a rule sees the file of each."""
+
+    async def scenario(house: House) -> None:
+        pretend(house)
+
+        def task(index: int, path: str) -> dict[str, Variant]:
+            array = {"ArrayId": Variant("s", "x"), "ArrayIndex": Variant("u", index)}
+            return {**TRUE, **array, "StandardOutput": Variant("s", path)}
+
+        await house.call("StartMany", "aa{sv}a{sv}", [task(n, "append:/o/%a") for n in (1, 2)], {})
+        assert outputs(house) == ["append:/o/1", "append:/o/2"]
+        house.polkit.asked.clear()
+        await house.call("StartMany", "aa{sv}a{sv}", [task(n, "append:/o/%j") for n in (1, 2)], {})
+        assert len(outputs(house)) == 1
+
+        ask, people = house.polkit.check, []
+
+        async def by_password(caller: Caller, action: str, details: dict[str, str], interactive: bool) -> bool:
+            await ask(caller, action, details, interactive)
+            if not interactive:
+                raise InteractiveAuthorizationRequired("a password, please")
+            people.append(details["job.output"])
+            return True
+
+        house.polkit.check = by_password  # type: ignore[method-assign]
+        caller = Caller("", User(4242, "mallory"), interactive=True)
+        jobs = list(house.manager.jobs.values())[:2]
+        account = Account(jobs[0].user, 4242, "/", frozenset({4242}))
+        subject = Subject(account, 4242, group_override=False, foreign=False)
+        house.polkit.asked.clear()
+        for job in jobs:
+            await house.authority.start(caller, job, job.spec, subject)
+        assert people == ["append:/o/1"]
+        assert outputs(house) == ["append:/o/1", "append:/o/2"]
+
+        async def by_rule(caller: Caller, action: str, details: dict[str, str], interactive: bool) -> bool:
+            if details["job.output"] == "append:/o/2":
+                raise AccessDenied("not this one")
+            return await by_password(caller, action, details, interactive)
+
+        house.polkit.check = by_rule  # type: ignore[method-assign]
+        caller = Caller("", User(4242, "mallory"), interactive=True)
+        await house.authority.start(caller, jobs[0], jobs[0].spec, subject)
+        with pytest.raises(AccessDenied, match="not this one"):
+            await house.authority.start(caller, jobs[1], jobs[1].spec, subject)
+
+    house(scenario)
+
+
 def test_who_may_know_of_a_job_is_told_why_not_to_read_its_output(house: Run) -> None:
     async def scenario(house: House) -> None:
         (job_id, _) = await house.call("Start", "a{sv}", TRUE)
@@ -524,8 +621,18 @@ def test_a_queued_job_is_changed_as_a_start_would_allow(house: Run) -> None:
         pretend(house)
         (job, _) = await house.call("Start", "a{sv}", TRUE)
         house.polkit.asked.clear()
-        await change(MemoryMax=Variant("t", 2**30), Name=Variant("s", "other"), RuntimeMaxUSec=Variant("t", 5))
+        await change(MemoryMax=Variant("t", 2**30), Priority=Variant("i", -1), RuntimeMaxUSec=Variant("t", 5))
         assert [action for action, _ in house.polkit.asked] == ["org.jobsvc1.manage-own"]
+        for key, value in (
+            ("Name", Variant("s", "other")),
+            ("Queue", Variant("s", "serial")),
+            ("NotBeforeUSec", Variant("t", 5)),
+            ("Dependencies", Variant("a(ss)", [])),
+            ("Retries", Variant("u", 5)),
+        ):
+            house.polkit.asked.clear()
+            await change(**{key: value})
+            assert [action for action, _ in house.polkit.asked] == ["org.jobsvc1.manage-own", "org.jobsvc1.start"]
         house.polkit.asked.clear()
         await change(Command=Variant("as", ["id", "-u"]))
         asked = dict(house.polkit.asked)

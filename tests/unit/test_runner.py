@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobsvc import cgroup, control, ending, launch, model, rundir, spec, systemd
+from jobsvc import cgroup, control, ending, kinds, launch, model, rundir, spec, systemd
 from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec, WrongState
 from jobsvc.live import Live
@@ -198,6 +198,33 @@ def test_the_name_of_an_output_file_is_filled_in_for_the_run() -> None:
     assert request["standard_error"] is None
     before = replace(job, spec={"TimeoutStopUSec": 1, "Command": ["true"], "StandardError": "append:/o/%q%"})
     assert rundir.build(before, Config(), sample_memory=False)["standard_error"] == "append:/o/%q%"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "opened"),
+    [
+        (".profile", "/home/bob/%x", "/home/bob/_profile"),
+        ("..", "/home/bob/%x", "/home/bob/__"),
+        (".", "/home/bob/%x/log", "/home/bob/_/log"),
+        (".", "/home/bob/.%x/log", "/home/bob/._/log"),
+        ("..", "/home/bob/%x%x", "/home/bob/____"),
+        ("../x", "/home/bob/%x", "/home/bob/___x"),
+        ("/", "/home/bob/%x", "/home/bob/_"),
+        (".a.b", "/home/bob/log.%x", "/home/bob/log._a.b"),
+        ("a..b.", "/home/bob/%x", "/home/bob/a..b."),
+    ],
+)
+def test_fact_in_a_path_leads_nowhere_else(name: str, path: str, opened: str) -> None:
+    """A fact is one part of a path, is not hidden, and is neither the directory nor the one above it."""
+    alice = User(1000, "alice")
+    whole = {"TimeoutStopUSec": 1, "Command": ["true"], "Name": name, "StandardOutput": f"append:{path}"}
+    job = Job(id="0" * 16, owner=alice, user=alice, gid=1, spec=whole, created_at=1, request="", run=Run(1, Running()))
+    assert rundir.build(job, Config(), sample_memory=False)["standard_output"] == f"append:{opened}"
+
+
+def test_empty_fact_is_no_empty_part_of_a_path() -> None:
+    assert kinds.filled("append:/o/%x/%u", {"x": "", "u": "bob"}) == "append:/o/_/bob"
+    assert kinds.filled("append:/o/%r%%", {"x": ""}) == "append:/o/%r%"
 
 
 def test_a_run_that_jobs_db_does_not_know_is_what_its_request_says(
