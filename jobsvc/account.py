@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 
@@ -40,6 +41,9 @@ class Account:
             raise StartError(STEP, f"{request.user} is uid {entry.pw_uid} now, not {uid}")
         self.uid = uid
         self.gid = check_id(request.gid if request.group_override else entry.pw_gid, "group")
+        looked_up = request.group_override and not request.group_granted
+        if looked_up and self.gid not in os.getgrouplist(entry.pw_name, entry.pw_gid):
+            raise StartError(STEP, f"{request.user} is not in group {group_name(self.gid)} any more")
         self.name = entry.pw_name
         self.home = entry.pw_dir or "/"
         self.shell = entry.pw_shell or "/bin/sh"
@@ -54,6 +58,14 @@ class Account:
             "SHELL": self.shell,
             "PATH": ROOT_PATH if self.uid == 0 else PATH,
         }
+
+
+def group_name(gid: int) -> str:
+    """Name and number of a group, or the number alone."""
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)
 
 
 def check_id(number: int, kind: str) -> int:

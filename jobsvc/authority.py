@@ -41,6 +41,18 @@ class Subject:
     foreign: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What was allowed to a job besides to run: limits beyond its user's own, a group that its user need not be in."""
+
+    limits: bool
+    group: bool
+
+    def to(self, job: Job) -> Job:
+        """The job with this instead of what was allowed before."""
+        return replace(job, limits_allowed=self.limits, priority_allowed=self.limits, group_granted=self.group)
+
+
 class Authority:
     """Answers by returning or raising. Root is asked nothing."""
 
@@ -86,14 +98,15 @@ class Authority:
         except InvalidSpec:
             raise AccessDenied(f"uid {caller.user.uid} is not in the user database") from None
 
-    async def start(self, caller: Caller, job: Job, values: spec.Values, subject: Subject) -> bool:
+    async def start(self, caller: Caller, job: Job, values: spec.Values, subject: Subject) -> Grant:
         """May this caller have the job, with this spec, executed as this subject?
 
-        Returns whether resource limits may be beyond what PAM gives the user, which is not known here, and
-        whether a priority above 0 counts against the jobs of other users.
+        Grants whether resource limits may be beyond what PAM gives the user, which is not known here, and
+        whether a priority above 0 counts against the jobs of other users. A group that nobody was asked about
+        is one of the user's own, and has to be one when the job starts.
         """
         if caller.is_root:
-            return True
+            return Grant(limits=True, group=True)
         job = replace(job, spec=values, user=subject.account.user, gid=subject.gid)
         uid, name = caller.user.uid, caller.user.name
         if is_system_user(uid) and not {name, str(uid)} & set(self.config.allowed_system_users):
@@ -103,10 +116,14 @@ class Authority:
         await self._ask(caller, Action.START, job)
         if subject.foreign:
             await self._ask(caller, Action.START_AS_USER, job)
-        if exceeds(values, await self.bounds(caller)):
+        return Grant(await self._beyond(caller, job), subject.foreign)
+
+    async def _beyond(self, caller: Caller, job: Job) -> bool:
+        """Whether what the job is to have may be beyond the limits; asked for only if it already is."""
+        if exceeds(job.spec, await self.bounds(caller)):
             await self._ask(caller, Action.EXCEED_LIMITS, job)
             return True
-        if values.get("Priority", 0) <= 0 and not any(name.startswith("Limit") for name in values):
+        if job.priority <= 0 and not any(name.startswith("Limit") for name in job.spec):
             return False
         return await self._would(caller, Action.EXCEED_LIMITS, job)
 

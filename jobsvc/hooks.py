@@ -85,6 +85,7 @@ def _hook(job: Job, values: Values, config: Config, at: int) -> Job:
         run=Run(1, Queued(""), queued_at=at),
         root_allowed=job.root_allowed,
         group_override=job.group_override,
+        group_granted=job.group_granted,
         priority_allowed=True,
     )
 

@@ -471,17 +471,15 @@ class Manager:
             await runner.ask("attach", [theirs.fileno()])
             return ours.detach()
 
-    async def set(
-        self, job: Job, new: spec.Values, request_id: str, *, limits_allowed: bool, priority_allowed: bool
-    ) -> None:
-        """Change a queued spec, or bounds of what runs; of the job as it was looked at."""
+    async def set(self, job: Job, new: spec.Values, request_id: str) -> None:
+        """Change a queued spec, or bounds of what runs; of the job as it was looked at, with what is allowed to it."""
         current = self.get(job.id)
         if current.spec != job.spec or current.run.number != job.run.number:
             raise WrongState(f"job {job.id} was changed by somebody else meanwhile; try again")
         changes.check(current, new)
         if isinstance(current.run.phase, Queued):
-            whole = replace(current, spec=changes.applied(current.spec, new))
-            whole = replace(whole, limits_allowed=limits_allowed, priority_allowed=priority_allowed)
+            allowed = {name: getattr(job, name) for name in ("limits_allowed", "priority_allowed", "group_granted")}
+            whole = replace(current, spec=changes.applied(current.spec, new), **allowed)
             respecced = self._intake.respec(current, whole)
             current = self.change(current, lambda job: respecced)
         elif new:

@@ -176,6 +176,7 @@ class Job:
     root_allowed: bool = False
     limits_allowed: bool = False  # rlimits beyond what PAM gives the user
     group_override: bool = False
+    group_granted: bool = True  # by polkit or root; else the user has to be in the group at the start
     priority_allowed: bool = False  # above 0 it counts between users, too, not among its owner's jobs only
 
     @property

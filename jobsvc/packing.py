@@ -47,6 +47,7 @@ def pack_job(job: Job) -> tuple[Any, ...]:
         "root_allowed": job.root_allowed,
         "limits_allowed": job.limits_allowed,
         "group_override": job.group_override,
+        "group_granted": job.group_granted,
         "priority_allowed": job.priority_allowed,
     }
     phase = job.run.phase

@@ -26,6 +26,7 @@ class Request:
         self.user: str = facts["user"]
         self.gid: int = facts["gid"]
         self.group_override: bool = facts.get("group_override", False)
+        self.group_granted: bool = facts.get("group_granted", True)  # whether or not the user is in it
         self.root_allowed: bool = facts.get("root_allowed", False)
         self.limits_allowed: bool = facts.get("limits_allowed", False)
         self.command: list[str] = facts["command"]

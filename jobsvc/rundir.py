@@ -46,6 +46,7 @@ def build(job: Job, config: Config, sample_memory: bool) -> dict[str, Any]:
         "user": job.user.name,
         "gid": job.gid,
         "group_override": job.group_override,
+        "group_granted": job.group_granted,
         "root_allowed": job.root_allowed,
         "limits_allowed": job.limits_allowed,
         "command": wanted.get("Command", []),
@@ -197,6 +198,7 @@ def recover(key: str) -> Job | None:
             request=facts["request"],
             root_allowed=facts["root_allowed"],
             group_override=facts["group_override"],
+            group_granted=facts.get("group_granted", True),
             run=Run(facts["run"], Starting(), boot_id=facts["boot_id"]),
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -66,9 +66,8 @@ async def _restart(self: Controlling, request: Request, job_id: str) -> int:
     job = await self.desk.managed(request, job_id)
     if job.spec.get("StandardInput"):
         raise InvalidSpec(f"job {job.id} reads a standard input that is used up; start a new job instead")
-    allowed = await self.desk.executes(request, model.again(job), hooks.wanted(job.spec))
-    current = replace(self.desk.unchanged(job), limits_allowed=allowed, priority_allowed=allowed)
-    return self.desk.manager.restart(current, request.id)
+    grant = await self.desk.executes(request, model.again(job), hooks.wanted(job.spec))
+    return self.desk.manager.restart(grant.to(self.desk.unchanged(job)), request.id)
 
 
 async def _pause(self: Controlling, request: Request, job_id: str) -> None:
@@ -90,9 +89,14 @@ async def _hold(self: Controlling, request: Request, job_id: str) -> None:
 
 
 async def _release(self: Controlling, request: Request, job_id: str) -> None:
+    """What may begin by this is authorized like a start: what was allowed at first may not be any more."""
     job = await self.desk.managed(request, job_id)
+    held = job.run.held
+    if held:
+        grant = await self.desk.executes(request, job, job.spec)
+        job = grant.to(self.desk.unchanged(job))
     self.desk.manager.release(job)
-    self.note(request, job, "released", job.run.held)
+    self.note(request, job, "released", held)
 
 
 async def _remove(self: Controlling, request: Request, job_id: str) -> None:
@@ -200,12 +204,12 @@ class Controlling:
         preparing.check_fits(whole)
         new = {name: whole[name] for name in wanted}  # with the ceilings of paths that were not named
         if wanted.keys() <= changes.BOUNDS:
-            limits, first = job.limits_allowed, await desk.authority.change(request.caller, job, new)
-            first = first if "Priority" in new else job.priority_allowed
+            first = await desk.authority.change(request.caller, job, new)
+            allowed = replace(job, priority_allowed=first) if "Priority" in new else job
         else:
-            limits = first = await desk.executes(request, job, whole)
+            allowed = (await desk.executes(request, job, whole)).to(job)
             new = {name: value for name, value in whole.items() if job.spec.get(name) != value}  # as it was asked about
-        await desk.manager.set(job, new, request.id, limits_allowed=limits, priority_allowed=first)
+        await desk.manager.set(allowed, new, request.id)
         await desk.manager.store.sync()
         return ()
 

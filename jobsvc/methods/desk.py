@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from jobsvc import spec
-from jobsvc.authority import Authority
+from jobsvc.authority import Authority, Grant
 from jobsvc.callers import Callers
 from jobsvc.errors import InvalidArgs, InvalidSpec, NoSuchJob, WrongState
 from jobsvc.interface import JOBS, KIB, Request
@@ -57,8 +57,8 @@ class Desk:
             raise WrongState(f"job {job.id} was changed by somebody else meanwhile; try again")
         return current
 
-    async def executes(self, request: Request, job: Job, values: spec.Values) -> bool:
-        """May the caller have this executed as the user the job runs as? And with limits beyond the user's own?"""
+    async def executes(self, request: Request, job: Job, values: spec.Values) -> Grant:
+        """May the caller have this executed as the user the job runs as? And what more does that allow?"""
         named = {**values, "User": str(job.user.uid)}
         if job.group_override:
             named["Group"] = str(job.gid)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from dataclasses import replace
 from typing import Final
 
 from jobsvc import cgroup, hooks, sandbox, spec
-from jobsvc.authority import complete, files_of
+from jobsvc.authority import Grant, complete, files_of
 from jobsvc.clock import realtime_usec
 from jobsvc.errors import InvalidSpec, NoSuchJob
 from jobsvc.interface import Request
@@ -27,7 +26,7 @@ class Preparing:
         self._desk = desk
         self._request = request
         self._seen: set[str] = set()  # jobs that the caller may see
-        self._asked: dict[str, bool] = {}
+        self._asked: dict[str, Grant] = {}
 
     async def job(self, wanted: spec.Values, index: int = 0) -> tuple[Job, str]:
         """The job, and what tells it apart as asked for. `index` is its place in the call."""
@@ -56,7 +55,7 @@ class Preparing:
         question = repr((asked, files_of(job), subject))
         if question not in self._asked:
             self._asked[question] = await desk.authority.start(caller, job, values, subject)
-        job = replace(job, limits_allowed=self._asked[question], priority_allowed=self._asked[question])
+        job = self._asked[question].to(job)
         if values.get("UniquePolicy") == "replace":
             await self._may_replace(job)
         return job, _digest(wanted, subject.account.user.uid, subject.gid)

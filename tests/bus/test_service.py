@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import sqlite3
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from dbus_next.signature import Variant
 from house import House, Scenario, pretend
 
-from jobsvc import config, interface, model, service
+from jobsvc import config, interface, model, rundir, service
 from jobsvc.authority import Subject
 from jobsvc.bus import BusError
 from jobsvc.callers import Caller
@@ -435,6 +436,102 @@ def test_each_file_of_an_array_is_asked_about(house: Run) -> None:
     house(scenario)
 
 
+def actions(house: House) -> list[str]:
+    """What polkit was asked since the last time, in short."""
+    asked = [action.rpartition(".")[2] for action, _ in house.polkit.asked]
+    house.polkit.asked.clear()
+    return asked
+
+
+@pytest.mark.parametrize("member", ["Release", "ReleaseMany"])
+def test_release_is_asked_like_a_start(house: Run, member: str) -> None:
+    """What was allowed when the job was accepted may not be any more."""
+
+    async def scenario(house: House) -> None:
+        pretend(house)
+
+        async def release() -> str:
+            """The name of the error, if any."""
+            try:
+                if member == "Release":
+                    await house.call("Release", "sa{sv}", job, {})
+                    return ""
+                ((_, name, _),) = (await house.call("ReleaseMany", "asa{sv}", [job], {}))[0]
+                return str(name).rpartition(".")[2]
+            except BusError as error:
+                return error.name.rpartition(".")[2]
+
+        held = {"Hold": Variant("b", True)}
+        for more, asked in (
+            ({}, ["start"]),
+            ({"User": Variant("s", "daemon")}, ["start", "start-as-user"]),
+            ({"Group": Variant("s", "games")}, ["start", "start-as-user"]),
+            ({"Nice": Variant("i", -1)}, ["start", "exceed-limits"]),
+        ):
+            (job, _) = await house.call("Start", "a{sv}", TRUE | held | more)
+            assert actions(house) == asked
+            house.polkit.denied = {f"org.jobsvc1.{asked[-1]}"}
+            assert await release() == "AccessDenied"
+            assert actions(house) == ["manage-own", *asked]
+            assert house.manager.get(job).run.held
+            house.polkit.denied = set()
+            assert await release() == ""
+            assert actions(house) == ["manage-own", *asked]
+            assert not house.manager.get(job).run.held
+            house.polkit.denied = {"org.jobsvc1.start"}
+            assert await release() == ""  # it is let go on already, and nothing begins by this
+            house.polkit.denied = set()
+            house.polkit.asked.clear()
+
+    house(scenario)
+
+
+def test_release_asks_for_the_groups_of_a_queue(house: Run) -> None:
+    async def scenario(house: House) -> None:
+        settings = house.manager.config
+        pretend(house)
+        job, _ = await house.call("Start", "a{sv}", TRUE | {"Hold": Variant("b", True)})
+        queues = {**settings.queues, "default": config.Queue(allowed_groups=("games",))}
+        house.authority.use(replace(settings, queues=queues))
+        with pytest.raises(BusError, match="queue 'default' is for the groups games"):
+            await house.call("Release", "sa{sv}", job, {})
+        assert house.manager.get(job).run.held
+
+    house(scenario)
+
+
+def test_group_is_granted_by_polkit_or_by_membership(house: Run) -> None:
+    """What polkit was not asked about, the supervisor looks up again at the start."""
+
+    async def scenario(house: House) -> None:
+        async def granted(**more: Variant) -> tuple[bool, bool]:
+            job, _ = await house.call("Start", "a{sv}", {**TRUE, "Hold": Variant("b", True), **more})
+            found = house.manager.get(job)
+            request = rundir.build(found, Config(), sample_memory=False)
+            assert request["group_granted"] == found.group_granted
+            return found.group_override, found.group_granted
+
+        games = Variant("s", "games")
+        assert await granted(Group=games) == (True, True)  # root's word
+        pretend(house)
+        assert await granted() == (False, False)
+        assert await granted(Group=games) == (True, True)
+
+        async def account(uid: int) -> Account:
+            return Account(User(4242, "mallory"), 4242, "/", frozenset({4242, grp.getgrnam("games").gr_gid}))
+
+        outside, house.callers.account = house.callers.account, account  # type: ignore[method-assign]
+        assert await granted(Group=games) == (True, False)
+        job = next(reversed(house.manager.jobs))
+        house.callers.account = outside  # type: ignore[method-assign]
+        house.polkit.asked.clear()
+        await house.call("Release", "sa{sv}", job, {})
+        assert actions(house) == ["manage-own", "start", "start-as-user"]
+        assert house.manager.get(job).group_granted
+
+    house(scenario)
+
+
 def test_who_may_know_of_a_job_is_told_why_not_to_read_its_output(house: Run) -> None:
     async def scenario(house: House) -> None:
         (job_id, _) = await house.call("Start", "a{sv}", TRUE)
@@ -663,7 +760,7 @@ def test_a_queued_job_is_changed_as_a_start_would_allow(house: Run) -> None:
     house(scenario)
 
 
-@pytest.mark.parametrize("member", ["Restart", "SetProperties", "Attach", "Duplicate"])
+@pytest.mark.parametrize("member", ["Restart", "SetProperties", "Attach", "Duplicate", "Release"])
 def test_what_was_asked_about_is_what_is_executed(house: Run, member: str) -> None:
     """While polkit thinks, or a person types a password, somebody else changes the job."""
     bodies: dict[str, list[Any]] = {"SetProperties": [{"Arguments": Variant("as", ["x"])}, {}]}
@@ -671,7 +768,7 @@ def test_what_was_asked_about_is_what_is_executed(house: Run, member: str) -> No
 
     async def scenario(house: House) -> None:
         pretend(house)
-        wanted = {"Script": Variant("ay", b"true"), "Pty": Variant("b", True)}
+        wanted = {"Script": Variant("ay", b"true"), "Pty": Variant("b", True), "Hold": Variant("b", True)}
         job, _ = await house.call("Start", "a{sv}", wanted)
         house.door.desk.starters.clear()
         ask = house.polkit.check

@@ -194,6 +194,20 @@ def test_another_group_if_overridden(stage: Stage) -> None:
     assert stage.journal.output() == b"%d\n" % NOBODY.pw_gid
 
 
+def test_group_of_the_users_own_has_to_be_one_still(stage: Stage) -> None:
+    """What nobody was asked about is looked up at the start: a membership may have been withdrawn since."""
+    games = grp.getgrnam("games").gr_gid
+    report = stage.start("id", gid=games, group_override=True, group_granted=False).end()
+    assert (report["result"], report["step"], report["begun"]) == ("start-failed", "user", False)
+    assert report["reason"] == f"nobody is not in group games ({games}) any more"
+    stage.fresh()
+    stage.run("id", "-g", gid=NOBODY.pw_gid, group_override=True, group_granted=False)
+    assert stage.journal.output() == b"%d\n" % NOBODY.pw_gid
+    stage.fresh()
+    stage.run("id", "-g", gid=games, group_override=True, group_granted=True)
+    assert stage.journal.output() == b"%d\n" % games
+
+
 def test_the_job_cannot_touch_its_supervisor(stage: Stage) -> None:
     run = stage.start("sh", "-c", "ls -l /proc/$PPID/fd; cat /proc/$PPID/environ; kill -0 $PPID; ls -ld /proc/$PPID")
     run.go()

@@ -18,13 +18,14 @@ def ended(result: Result, code: int | None = None, number: int | None = None, **
     end = Finished(result, at=9_000_000, reason="because\nof it", exit_code=code, signal=number)
     run = Run(2, end, started_at=8_000_000)
     dave, alice = User(1003, "dave"), User(1000, "alice")
-    return Job("0" * 16, dave, alice, 50, {**SPEC, **spec}, 7_000_000, ":1.2:3", run, group_override=True)
+    group = {"group_override": True, "group_granted": False}
+    return Job("0" * 16, dave, alice, 50, {**SPEC, **spec}, 7_000_000, ":1.2:3", run, **group)
 
 
 def test_the_hook_runs_as_the_job_did_and_knows_all_about_it() -> None:
     (hook,) = hooks.after(ended(Result.EXIT_CODE, 3), HOOKED, at=10)
     assert (hook.owner.name, hook.user.name, hook.gid, hook.group_override) == ("dave", "alice", 50, True)
-    assert not hook.root_allowed
+    assert not (hook.root_allowed or hook.group_granted)
     assert (hook.spec["Command"], hook.spec["HookOf"]) == (["/usr/bin/told", "a b"], "0" * 16)
     assert hook.spec["Environment"] == [
         f"JOBSVC_FINISHED_{one}"

@@ -75,6 +75,14 @@ def test_a_job_of_a_release_in_which_a_priority_took_a_right_has_it(path: Path) 
     assert [one.priority_allowed for one in store.unfinished()] == [False, True]
 
 
+def test_group_of_a_job_of_an_older_release_is_granted(path: Path) -> None:
+    """There it was not looked up again at the start."""
+    store = Store(path)
+    ours, older = store.accept([replace(job(1), group_granted=False), job(2)], [])
+    store._db.execute("UPDATE jobs SET body = json_remove(body, '$.group_granted') WHERE id = ?", (older.id,))
+    assert [one.group_granted for one in store.unfinished()] == [False, True]
+
+
 def test_of_a_job_that_is_run_again_for_ever_the_last_thousand_runs_stay(path: Path) -> None:
     store = Store(path)
     (one,) = store.accept([job(1)], [])
