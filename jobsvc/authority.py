@@ -13,12 +13,14 @@ from jobsvc.callers import Caller, Callers
 from jobsvc.config import DEFAULT_QUEUE, Config
 from jobsvc.errors import AccessDenied, InteractiveAuthorizationRequired, InvalidSpec, NoSuchJob, Quota
 from jobsvc.model import Job
-from jobsvc.polkit import Action, Polkit
+from jobsvc.polkit import Action, Polkit, showable
+from jobsvc.quantity import format_limit
 from jobsvc.userdb import Account
 
 STOP_CEILING = "TimeoutStopUSec"
 STOP_AFTER = 90_000_000  # µs, systemd's DefaultTimeoutStopSec
 NORMAL_WEIGHT = 100  # what a cgroup has that nobody weighed
+WEIGHTS = ("CPUWeight", "IOWeight")
 
 
 FILES = ("StandardOutput", "StandardError")
@@ -120,8 +122,8 @@ class Authority:
 
     async def _beyond(self, caller: Caller, job: Job) -> bool:
         """Whether what the job is to have may be beyond the limits; asked for only if it already is."""
-        if exceeds(job.spec, await self.bounds(caller)):
-            await self._ask(caller, Action.EXCEED_LIMITS, job)
+        if why := excess(job.spec, await self.bounds(caller)):
+            await self._ask(caller, Action.EXCEED_LIMITS, job, why)
             return True
         if job.priority <= 0 and not any(name.startswith("Limit") for name in job.spec):
             return False
@@ -132,8 +134,8 @@ class Authority:
 
         Returns whether a priority above 0 among them counts against the jobs of other users.
         """
-        if not caller.is_root and exceeds(values, await self.bounds(caller), values):
-            await self._ask(caller, Action.EXCEED_LIMITS, job)
+        if not caller.is_root and (why := excess(values, await self.bounds(caller), values)):
+            await self._ask(caller, Action.EXCEED_LIMITS, job, why)
             return True
         if caller.is_root or values.get("Priority", 0) <= 0:
             return caller.is_root
@@ -187,8 +189,11 @@ class Authority:
             return False
         return True
 
-    async def _ask(self, caller: Caller, action: Action, job: Job | None = None) -> None:
-        """Ask about each set of details once in a call, and a person about each set of patterns of files."""
+    async def _ask(self, caller: Caller, action: Action, job: Job | None = None, why: str = "") -> None:
+        """Ask about each set of details once in a call, and a person about each set of patterns of files.
+
+        A refusal names the job, then `why` the action is needed, then the action.
+        """
         details = _details(job) if job else {}
         question = _question(action, details)
         if question in caller.allowed:
@@ -198,10 +203,21 @@ class Authority:
         try:
             if await self._polkit.check(caller, action, details, caller.interactive and not confirmed):
                 caller.confirmed.add(alike)
-        except InteractiveAuthorizationRequired:
+        except InteractiveAuthorizationRequired as error:
             if not confirmed:
-                raise
+                raise _told(error, job, why) from None
+        except AccessDenied as error:
+            raise _told(error, job, why) from None
         caller.allowed.add(question)
+
+
+def _told(error: AccessDenied, job: Job | None, why: str) -> AccessDenied:
+    """The refusal with the job that it is about: by its id, too, if it has one that is known."""
+    if job is None:
+        return error
+    name = showable(job.name)
+    about = f"job {job.id} ({name})" if job.seq else f"job {name}"
+    return type(error)(f"{about}: {why}; {error}" if why else f"{about}: {error}")
 
 
 def _question(action: Action, details: dict[str, str]) -> object:
@@ -251,14 +267,18 @@ def files_of(job: Job) -> list[str | None]:
     return [replace(job, id="").output_file(name) for name in FILES]
 
 
-def exceeds(values: spec.Values, config: Config, named: Collection[str] | None = None) -> bool:
-    """Whether a spec wants more than everybody may have; with `named` only these of its bounds are looked at."""
-    if values.get("Nice", 0) < 0 or max(values.get("CPUWeight", 0), values.get("IOWeight", 0)) > NORMAL_WEIGHT:
-        return True
-    if any(value > hard for name, value in values.items() if (hard := _hard_limit(name)) is not None):
-        return True
-    ceilings = config.ceilings.items()
-    return any(_over(values.get(name), ceiling) for name, ceiling in ceilings if named is None or name in named)
+def excess(values: spec.Values, config: Config, named: Collection[str] | None = None) -> str:
+    """What a spec wants more of than everybody may have, and how much that is; with `named` only of these bounds."""
+    everybody = {"Nice": 0, **dict.fromkeys(WEIGHTS, NORMAL_WEIGHT)}
+    everybody |= {name: hard for name in values if (hard := _hard_limit(name)) is not None}
+    for name, most in everybody.items():
+        if name in values and (values[name] < most if name == "Nice" else values[name] > most):
+            return f"{format_limit(name, values[name])} is beyond what everybody may have, {format_limit(name, most)}"
+    for name, ceiling in config.ceilings.items():
+        if (named is None or name in named) and _over(values.get(name), ceiling):
+            value = spec.INFINITY if values.get(name) is None else values[name]
+            return f"{format_limit(name, value)} is beyond the ceiling, {format_limit(name, ceiling)}"
+    return ""
 
 
 def _hard_limit(name: str) -> int | None:

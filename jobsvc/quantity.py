@@ -5,6 +5,7 @@ ValueError with a text for people.
 """
 
 import re
+from typing import Any
 
 INFINITY = 2**64 - 1  # what systemd writes on the bus for "infinity"
 
@@ -16,6 +17,9 @@ DAY = 24 * HOUR
 WEEK = 7 * DAY
 MONTH = 2_629_800 * SEC  # systemd.time(7): 30.44 days
 YEAR = 31_557_600 * SEC  # 365.25 days
+
+_SIZES = ("MemoryMax", "MemoryHigh", "MemorySwapMax", "LogSizeMax")
+_SPANS = ("RuntimeMaxUSec", "TimeoutStopUSec")
 
 _UNITS = {
     **dict.fromkeys(("usec", "us", "µs", "μs"), 1),
@@ -122,6 +126,37 @@ def format_span(usec: int, accuracy: int = 1) -> str:
         if count:
             parts.append(f"{count}{name}")
     return " ".join(parts) or "0"
+
+
+def limit_name(key: str) -> str:
+    """Name a limit as unit files do."""
+    if key == "CPUQuotaPerSecUSec":
+        return "CPUQuota"
+    return key.replace("USec", "Sec") if key in _SPANS else key
+
+
+def format_limit(key: str, value: Any) -> str:
+    """Spell a limit as unit files do, from its name and value on the bus: "CPUQuota=50%", "MemoryMax=1G"."""
+    name = limit_name(key)
+    if key == "CPUQuotaPerSecUSec":
+        return f"{name}=" + ("infinity" if value == INFINITY else f"{value // 10_000}%")
+    if key in _SIZES:
+        return f"{name}={format_size(value)}"
+    if key in _SPANS:
+        return f"{name}={format_span(value)}"
+    if isinstance(value, list | tuple):
+        return " ".join(f"{name}={path} {_thousands(rate)}" for path, rate in value)
+    if isinstance(value, bytes):
+        cpus = [cpu for cpu in range(len(value) * 8) if value[cpu // 8] >> cpu % 8 & 1]
+        return f"{name}={','.join(map(str, cpus))}"
+    return f"{name}={'infinity' if value == INFINITY else value}"
+
+
+def _thousands(rate: int) -> str:
+    for power, letter in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if rate >= 1000**power and rate % 1000**power == 0:
+            return f"{rate // 1000**power}{letter}"
+    return "infinity" if rate == INFINITY else str(rate)
 
 
 def _scaled(whole: str, part: str | None, factor: int) -> int:

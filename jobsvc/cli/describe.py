@@ -7,12 +7,9 @@ from typing import Any
 
 from jobsvc.cli.attach import signal_name
 from jobsvc.client import FINISHED, Status
-from jobsvc.quantity import INFINITY, format_size, format_span
+from jobsvc.quantity import INFINITY, format_limit, format_size, limit_name
 from jobsvc.render import STATE_COLORS, Style, ago, command_line, escape, short_span, when
 
-_SIZES = ("MemoryMax", "MemoryHigh", "MemorySwapMax", "LogSizeMax")
-_SPANS = ("RuntimeMaxUSec", "TimeoutStopUSec")
-_RATES = ("IOReadBandwidthMax", "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax")
 _LABEL = 14  # columns, as wide as "Not in force"
 
 
@@ -43,9 +40,9 @@ def _facts(job: Status, style: Style, colour: str | None, now: int) -> Iterator[
         yield "Main PID", str(job["MainPID"])
     limits = {key: value for key, value in (job.get("Limits") or {}).items() if value is not None}
     if limits:
-        yield "Limits", ", ".join(limit_text(key, value) for key, value in limits.items())
+        yield "Limits", escape(", ".join(format_limit(key, value) for key, value in limits.items()))
     if job.get("LimitsNotInForce"):
-        yield "Not in force", style.paint(", ".join(map(limit_name, job["LimitsNotInForce"])), "31")
+        yield "Not in force", style.paint(escape(", ".join(map(limit_name, job["LimitsNotInForce"]))), "31")
     yield from _usage(job.get("Usage") or {}, limits)
     if output := _output(job.get("Output") or {}):
         yield "Output", output
@@ -108,36 +105,6 @@ def _run(job: Status, now: int) -> str:
     if not started:
         return number
     return f"{number}, for {short_span(max((finished or now) - started, 0))}"
-
-
-def limit_name(key: str) -> str:
-    """As unit files call it."""
-    if key == "CPUQuotaPerSecUSec":
-        return "CPUQuota"
-    return key.replace("USec", "Sec") if key in _SPANS else escape(key)
-
-
-def limit_text(key: str, value: Any) -> str:
-    """A limit in its unit-file spelling."""
-    if key == "CPUQuotaPerSecUSec":
-        return "CPUQuota=" + ("infinity" if value == INFINITY else f"{value // 10_000}%")
-    if key in _SIZES:
-        return f"{key}={format_size(value)}"
-    if key in _SPANS:
-        return f"{limit_name(key)}={format_span(value)}"
-    if key in _RATES:
-        return " ".join(f"{key}={escape(path)} {_thousands(rate)}" for path, rate in value)
-    if isinstance(value, bytes):
-        cpus = [cpu for cpu in range(len(value) * 8) if value[cpu // 8] >> cpu % 8 & 1]
-        return f"{key}={','.join(map(str, cpus))}"
-    return f"{escape(key)}={'infinity' if value == INFINITY else escape(str(value))}"
-
-
-def _thousands(rate: int) -> str:
-    for power, letter in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
-        if rate >= 1000**power and rate % 1000**power == 0:
-            return f"{rate // 1000**power}{letter}"
-    return "infinity" if rate == INFINITY else str(rate)
 
 
 def _usage(usage: dict[str, Any], limits: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from jobsvc.callers import Caller
 from jobsvc.config import Config
 from jobsvc.errors import AccessDenied, InteractiveAuthorizationRequired
 from jobsvc.model import Finished, Result, User
+from jobsvc.quantity import INFINITY
 from jobsvc.userdb import Account
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -682,6 +683,55 @@ def test_what_else_a_job_is_to_run_is_bound_by_ceilings_that_are_newer_than_the_
         }  # fmt: skip
         await house.call("SetProperties", "sa{sv}a{sv}", job_id, {"Name": Variant("s", "x")}, {})
         assert house.manager.get(job_id).name == "x"
+
+    house(scenario)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"MemoryMax": Variant("t", 2**31)}, "MemoryMax=2G is beyond the ceiling, MemoryMax=1G"),
+        ({"MemoryMax": Variant("t", INFINITY)}, "MemoryMax=infinity is beyond the ceiling, MemoryMax=1G"),
+        ({"TimeoutStopUSec": Variant("t", 10**10)}, "TimeoutStopSec=2h 46min 40s is beyond the ceiling, "),
+        ({"AllowedCPUs": Variant("ay", b"\7")}, "AllowedCPUs=0,1,2 is beyond the ceiling, AllowedCPUs=0,1"),
+        (
+            {"IOReadBandwidthMax": Variant("a(st)", [["/", 2000]])},
+            "IOReadBandwidthMax=/ 2K is beyond the ceiling, IOReadBandwidthMax=/ 1K",
+        ),
+        ({"CPUQuotaPerSecUSec": Variant("t", 2_000_000)}, "CPUQuota=200% is beyond the ceiling, CPUQuota=100%"),
+        ({"Nice": Variant("i", -5)}, "Nice=-5 is beyond what everybody may have, Nice=0"),
+        ({"CPUWeight": Variant("t", 101)}, "CPUWeight=101 is beyond what everybody may have, CPUWeight=100"),
+        ({"LimitRTPRIO": Variant("t", 99)}, "LimitRTPRIO=99 is beyond what everybody may have, LimitRTPRIO=0"),
+    ],
+)
+def test_refusal_beyond_a_ceiling_names_it_first(house: Run, wanted: dict[str, Variant], says: str) -> None:
+    async def scenario(house: House) -> None:
+        ceilings = {"TimeoutStopUSec": 5, "MemoryMax": 2**30, "AllowedCPUs": b"\3", "CPUQuotaPerSecUSec": 1_000_000}
+        ceilings["IOReadBandwidthMax"] = [("/", 1000)]
+        house.authority.use(replace(Config(), ceilings=ceilings))
+        pretend(house)
+        house.polkit.denied = {"org.jobsvc1.exceed-limits"}
+        with pytest.raises(BusError, match=f"job mine: {says}.*; polkit does not allow org.jobsvc1.exceed-limits"):
+            await house.call("Start", "a{sv}", TRUE | {"Name": Variant("s", "mine")} | wanted)
+
+    house(scenario)
+
+
+def test_refusal_names_the_job(house: Run) -> None:
+    async def scenario(house: House) -> None:
+        job, _ = await house.call("Start", "a{sv}", {"Command": Variant("as", ["x\ny\x1b"])})
+        pretend(house)
+        house.polkit.denied = {"org.jobsvc1.manage", "org.jobsvc1.logs", "org.jobsvc1.administer"}
+        about = f"job {job} \\(x\ufffdy\ufffd\\): polkit does not allow org.jobsvc1"
+        with pytest.raises(BusError, match=f"^{about}.manage"):
+            await house.call("Stop", "sa{sv}", job, {})
+        with pytest.raises(BusError, match=f"^{about}.logs"):
+            await house.call("ReadLogs", "sa{sv}", job, {})
+        with pytest.raises(BusError, match="^polkit does not allow org.jobsvc1.administer"):
+            await house.call("Reload", "")
+        house.polkit.denied = {"org.jobsvc1.view"}
+        with pytest.raises(BusError, match=f"^no job '{job}'"):
+            await house.call("Stop", "sa{sv}", job, {})
 
     house(scenario)
 
