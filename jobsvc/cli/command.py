@@ -61,15 +61,20 @@ def command(name: str, settings: dict[str, Any] | None = None) -> Callable[[Call
     return decorate
 
 
-def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from jobsvc.cli.jobs import complete
+def _completing(reading: bool) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    def items(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from jobsvc.cli.jobs import complete
 
-    return [CompletionItem(word, help=text) for word, text in complete(incomplete)]
+        return [CompletionItem(word, help=text) for word, text in complete(incomplete, reading)]
 
-
-def job_arguments(required: bool = True) -> Callable[[F], F]:
-    metavar = "JOB..." if required else "[JOB]..."
-    return click.argument("jobs", metavar=metavar, nargs=-1, required=required, shell_complete=_complete)
+    return items
 
 
-job_argument = click.argument("job", metavar="JOB", shell_complete=_complete)
+def job_arguments(required: bool = True, reading: bool = False) -> Callable[[F], F]:
+    """JOB...; `reading` as for jobs.resolve_all."""
+    metavar, items = "JOB..." if required else "[JOB]...", _completing(reading)
+    return click.argument("jobs", metavar=metavar, nargs=-1, required=required, shell_complete=items)
+
+
+job_argument = click.argument("job", metavar="JOB", shell_complete=_completing(reading=False))
+job_to_read = click.argument("job", metavar="JOB", shell_complete=_completing(reading=True))

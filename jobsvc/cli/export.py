@@ -12,7 +12,7 @@ from typing import IO, Any
 import click
 
 from jobsvc.chunks import Stream
-from jobsvc.cli.command import command, job_argument
+from jobsvc.cli.command import command, job_to_read
 from jobsvc.cli.jobs import resolve
 from jobsvc.cli.session import Session
 from jobsvc.client import FINISHED, Client, Status
@@ -27,7 +27,7 @@ COMPRESSION = {".gz": "gz", ".tgz": "gz", ".xz": "xz", ".txz": "xz", ".bz2": "bz
 
 
 @command("export")
-@job_argument
+@job_to_read
 @click.argument("file", metavar="FILE|-", type=click.Path(allow_dash=True))
 def export_(session: Session, job: str, file: str) -> int:
     """Write JOB, which has ended, into the tar archive FILE: what it was, what it wrote, how each run went.
@@ -39,7 +39,7 @@ def export_(session: Session, job: str, file: str) -> int:
     if file == "-":
         _no_terminal(1)
     with session.client(fds=True) as client:
-        status = client.status(resolve(client, job))
+        status = client.status(resolve(client, job, reading=True))
         if status.get("State") not in FINISHED:
             state, job_id = status.get("State"), status["Id"]
             raise WrongState(f"job {job_id} is {state}; export it when it has ended: 'jobctl wait {job_id}'")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from jobsvc.chunks import Stream
-from jobsvc.cli.command import command, job_argument
+from jobsvc.cli.command import command, job_to_read
 from jobsvc.cli.jobs import resolve
 from jobsvc.cli.options import Word
 from jobsvc.cli.pager import paged
@@ -28,7 +28,7 @@ def _time(text: str) -> int:
 
 
 @command("logs")
-@job_argument
+@job_to_read
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option(
     "-n", "--lines", metavar="N", type=click.IntRange(min=0, max=2**32 - 1),
@@ -50,7 +50,7 @@ def logs_(session: Session, job: str, form: str | None, follow: bool, **given: A
     """
     form = form or ("raw" if session.format == "table" else "json")
     with session.client(fds=True) as client:
-        job_id = resolve(client, job)
+        job_id = resolve(client, job, reading=True)
         status = client.status(job_id, {"Run": ("u", given["run"])} if given["run"] else None)
         options = _options(status, follow, given)
         partial = {"Lines", "SinceUSec", "UntilUSec"} & options.keys()

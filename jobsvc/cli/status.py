@@ -25,7 +25,7 @@ RECENT = 10
 
 
 @command("status")
-@job_arguments(required=False)
+@job_arguments(required=False, reading=True)
 @click.option(
     "-n", "--lines", metavar="N", type=click.IntRange(min=0, max=10_000), default=10,
     show_default=True, help="So many of the last lines of output.",
@@ -40,7 +40,7 @@ def status_(session: Session, jobs: tuple[str, ...], lines: int, run: int | None
     with session.client() as client:
         if not jobs:
             return _service(session, client)
-        targets, outcomes = resolve_all(client, jobs)
+        targets, outcomes = resolve_all(client, jobs, reading=True)
         failed: list[tuple[str, JobsvcError]] = [(o.job, o.error) for o in outcomes if o.error]
         found: list[Status] = []
         for job, job_id in targets:

@@ -107,7 +107,7 @@ def of_user(user: str) -> dict[str, tuple[str, Any]]:
         return {"OwnerUID": ("u", int(user))}
 
 
-def jobs_or_filter(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def jobs_or_filter(what: str, reading: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """JOB…, or --all and filters: the command gets them as `chosen`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +122,7 @@ def jobs_or_filter(what: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
         update_wrapper(chosen, function)
         flag = click.option("--all", "every", is_flag=True, help=f"All {what} jobs of mine; of everybody for root.")
-        return flag(filter_options(job_arguments(required=False)(chosen)))
+        return flag(filter_options(job_arguments(required=False, reading=reading)(chosen)))
 
     return decorate
 
@@ -143,7 +143,7 @@ def do(
     """Call the method for each job that is named, or the one for many with the filter."""
     if chosen.filter is not None:
         return list(client.many(f"{member}Many", chosen.in_states(tuple(states)), signature, *body))
-    targets, outcomes = resolve_all(client, chosen.jobs)
+    targets, outcomes = resolve_all(client, chosen.jobs, filters=True)
     calls: list[tuple[str, str, tuple[Any, ...]]] = [(job, job_id, (job_id, *body, {})) for job, job_id in targets]
     return [*outcomes, *client.pipelined(member, f"s{signature}a{{sv}}", calls)]
 

@@ -16,7 +16,7 @@ from jobsvc.render import as_json
 
 
 @command("wait")
-@jobs_or_filter("unfinished")
+@jobs_or_filter("unfinished", reading=True)
 @click.option("--any", "first", is_flag=True, help="Until one has ended; its id is printed.")
 @click.option("--notify", is_flag=True, help="Tell the desktop of each end.")
 @click.option("--exit-code", is_flag=True, help="Exit as the one JOB did, or the first with --any; as run does.")
@@ -72,7 +72,7 @@ def _jobs(client: Client, chosen: Chosen) -> tuple[list[str], list[JobsvcError]]
         fields = {"Fields": ("as", ["Id"])}
         found = client.list({**chosen.in_states(UNFINISHED), **fields})
         return [str(job["Id"]) for job in found if job["Id"] != os.environ.get("JOBSVC_ID")], []
-    targets, outcomes = resolve_all(client, chosen.jobs)
+    targets, outcomes = resolve_all(client, chosen.jobs, reading=True)
     return [job_id for _, job_id in targets], [outcome.error for outcome in outcomes if outcome.error]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -37,7 +38,10 @@ def three(service: FakeService) -> None:
         ("aaaa000000000002", TWO),
         ("b", THREE),
         ("bbbb0", THREE),
-        ("arch", ONE),
+        ("arch", TWO),
+        ("aaaa", TWO),
+        (ONE, ONE),
+        ("aaaa000000000001", ONE),
         ("make*", THREE),
         ("@", TWO),
         ("@~0", TWO),
@@ -51,7 +55,7 @@ def test_a_job_is_found(service: FakeService, jobctl: Jobctl, given: str, meant:
 
 
 def test_a_hook_is_only_meant_when_nothing_else_is(service: FakeService, jobctl: Jobctl) -> None:
-    service.jobs[ONE] |= {"Name": "mail", "HookOf": TWO}
+    service.jobs[ONE] |= {"Name": "mail", "HookOf": TWO, "OwnerUID": os.getuid()}
     assert json.loads(jobctl("-o", "json", "status", "mail").out)["id"] == ONE
     service.jobs[TWO]["Name"] = "mail"
     assert json.loads(jobctl("-o", "json", "status", "mail").out)["id"] == TWO
@@ -73,7 +77,6 @@ def test_an_exact_name_comes_before_a_beginning_of_an_id(service: FakeService, j
     [
         ("nope", "no job 'nope'; 'jobctl list' shows the jobs there are"),
         ("0000000000000000", "no job '0000000000000000'; 'jobctl list' shows the jobs there are"),
-        ("aaaa", f"'aaaa' could be several jobs: {ONE}, {TWO}; write more of the id"),
         ("", "an empty name is no job; 'jobctl list' shows the jobs there are"),
         ("@~2", "you have no such job; 'jobctl list' shows the jobs there are"),
         ("@x", "no job '@x'; 'jobctl list' shows the jobs there are"),
@@ -82,6 +85,71 @@ def test_an_exact_name_comes_before_a_beginning_of_an_id(service: FakeService, j
 )
 def test_no_such_job_is_4(service: FakeService, jobctl: Jobctl, given: str, text: str) -> None:
     assert jobctl("stop", given) == (4, "", f"jobctl: {text}\n")
+
+
+READING = (["status"], ["logs"], ["wait"], ["export"])
+CHANGING = tuple(([name], []) for name in "stop restart remove kill pause resume hold release".split())
+ALONE = ((["set"], ["Nice=1"]), (["duplicate"], []), (["attach"], []), (["start", "--after"], ["true"]))
+
+
+def test_beginning_of_several_ids_is_none(service: FakeService, jobctl: Jobctl) -> None:
+    text = f"jobctl: 'aaaa' could be several jobs: {ONE}, {TWO}; write more of the id\n"
+    service.jobs[ONE]["OwnerUID"] = os.getuid()
+    assert jobctl("stop", "aaaa") == jobctl("status", "aaaa") == (4, "", text)
+    for each in (ONE, TWO):
+        service.jobs[each]["OwnerUID"] = 4242
+    assert jobctl("status", "aaaa") == (4, "", text)
+
+
+@pytest.mark.parametrize("uid", [0, 4711])
+def test_reading_finds_others_jobs_after_ones_own(service: FakeService, jobctl: Jobctl, uid: int) -> None:
+    jobctl.as_uid(uid)
+    service.jobs[TWO] |= {"State": "completed", "OwnerUID": uid, "Result": "success", "ExitCode": 0}
+    service.jobs[ONE] |= {"State": "completed"}
+    for (command,) in READING:
+        file = ["/dev/null"] if command == "export" else []
+        for given, meant in (("arch", TWO), ("aaaa", TWO), ("make*", THREE), ("bbbb", THREE), (ONE, ONE)):
+            service.calls.clear()
+            jobctl(command, given, *file)
+            assert service.saw("Status")[0] == meant, (command, given)
+
+
+@pytest.mark.parametrize("uid", [0, 4711])
+def test_a_name_of_others_jobs_changes_nothing(service: FakeService, jobctl: Jobctl, uid: int) -> None:
+    """Whoever names a job to change it must not come by whatever somebody else has called so."""
+    jobctl.as_uid(uid)
+    for each in (TWO, THREE):
+        service.jobs[each]["OwnerUID"] = 4243
+    for command, more in (*CHANGING, *ALONE):
+        done = jobctl(*command, "arch", *more)
+        hint = "the id, or --user and --name" if (command, more) in CHANGING else "the id"
+        text = f"jobctl: no job of yours is 'arch'; there are {ONE} (bob), {TWO} (alice); give {hint}\n"
+        assert done == (4, "", text), command
+        done = jobctl(*command, "bbb", *more)
+        text = f"jobctl: no job of yours is 'bbb'; there is {THREE} (alice); give the id\n"
+        assert done == (4, "", text), command
+        assert jobctl(*command, "@", *more).code == 4
+    assert {member for member, _ in service.calls} <= {"List", "Unsubscribe"}
+    assert jobctl("stop", ONE).code == 0  # a whole id is that job
+    assert jobctl("status", "arch").code == 3
+
+
+def test_an_array_is_one_users(service: FakeService, jobctl: Jobctl) -> None:
+    """Anybody may call an array as they like: it joins nobody else's, and takes no id of a job."""
+    array = "f" * 16
+    for each, owner in ((ONE, 4242), (TWO, os.getuid())):
+        service.jobs[each] |= {"ArrayId": array, "OwnerUID": owner}
+    assert jobctl("start", "--after", array, "true").code == 0
+    assert service.saw("Start")[0]["Dependencies"] == ("a(ss)", [(TWO, "success")])
+    service.calls.clear()
+    service.jobs[TWO]["OwnerUID"] = 4243
+    assert jobctl("start", "--after", array, "true") == (
+        4, "", f"jobctl: the array '{array}' could be of alice or bob; give the ids of its tasks\n",
+    )  # fmt: skip
+    service.jobs[ONE]["ArrayId"] = service.jobs[TWO]["ArrayId"] = THREE
+    service.calls.clear()
+    assert jobctl("start", "--after", THREE, "true").code == 0
+    assert service.saw("Start")[0]["Dependencies"] == ("a(ss)", [(THREE, "success")])
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "wait", "kill", "restart", "remove"])
@@ -461,6 +529,23 @@ def test_the_shell_is_given_names_and_ids(service: FakeService, jobctl: Jobctl) 
     service.leave()
     assert asked("status", "a") == []
     service.enter()
+
+
+def test_others_names_are_completed_where_they_mean_a_job(service: FakeService, jobctl: Jobctl) -> None:
+    service.jobs[ONE]["Name"] = "another"
+    jobctl.environment["_JOBCTL_COMPLETE"] = "lines_complete"
+
+    def asked(*words: str) -> list[str]:
+        jobctl.environment["COMP_WORDS"] = "".join(f"{word}\n" for word in ("jobctl", *words))
+        return sorted(line for line in jobctl().out.splitlines() if line)
+
+    ids = [f"plain\t{ONE}\trunning, bob", f"plain\t{TWO}\trunning"]
+    names = ["plain\tanother\trunning, bob", "plain\tarch\trunning"]
+    for command in ("status", "logs", "wait", "export"):
+        assert asked(command, "a") == ids + names, command
+    for words in (("stop",), ("set",), ("duplicate",), ("attach",), ("start", "--after")):
+        assert asked(*words, "a") == ids + names[1:], words
+    assert asked("stop", "") == ["plain\tarch\trunning"]
 
 
 def test_bash_completes(service: FakeService, jobctl: Jobctl, tmp_path: Path) -> None:
