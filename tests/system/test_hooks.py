@@ -102,6 +102,23 @@ def test_what_a_hook_submits_has_no_hook_either(machine: Machine) -> None:
     assert len(told(machine, f"{more['id']}-*")) == 0
 
 
+def test_scope_of_ones_own_manager_is_no_hook(machine: Machine) -> None:
+    """Below systemd --user a scope may have any name, that of a hook's as well."""
+    machine.write(HOOK, TELL + "exec sleep 600\n", mode=0o755)
+    first = start(machine, "--", "true")
+    machine.wait_until(lambda: told(machine, f"{first}-*"))
+    hook = hook_of(machine, first)
+    in_state(machine, hook, "running")
+    machine.write(HOOK, TELL, mode=0o755)
+    scope = ("systemd-run", "--user", "--scope", "--quiet", f"--unit=jobsvc-{hook}-1.scope")
+    done = machine.run(*scope, "--", "jobctl", "start", "-q", "--name", "sly", "--", "true", user="alice", login=True)
+    sly = ended(machine, done.stdout.decode().strip())
+    assert sly["hook_of"] is None
+    machine.wait_until(lambda: told(machine, f"{sly['id']}-*"), what="the hook of what only looks like one")
+    assert jobctl(machine, "stop", hook).returncode == 0
+    machine.run("loginctl", "terminate-user", "alice", check=False)
+
+
 @pytest.mark.scaled
 def test_each_job_has_its_hook_once_however_often_the_service_is_killed(machine: Machine) -> None:
     jobs = []

@@ -109,6 +109,111 @@ def _restart_refusal(machine: Machine, job: str) -> bool:
     return b"org.jobsvc1.start-as-user" in done.stderr
 
 
+def test_name_means_a_job_of_ones_own(machine: Machine) -> None:
+    """Whatever others call theirs, and though they were later."""
+    named = ("-d", "/", "--name", "nightly", "--", "sleep", "600")
+    roots, hers = start(machine, *named, user="root"), start(machine, *named)
+    as_her = start(machine, "--uid", "alice", *named, user="root")  # she sees it, and it is not hers to stop
+    his = start(machine, *named, user="bob")
+    for job in (roots, hers, as_her, his):
+        in_state(machine, job, "running", user="root")
+
+    def meant(verb: str, *more: str, user: str) -> str:
+        return str(json.loads(jobctl(machine, "-o", "json", verb, "nightly", *more, user=user).stdout)["id"])
+
+    assert meant("status", user="alice") == hers
+    assert meant("status", user="bob") == his
+    assert meant("status", user="root") == as_her
+    waits = start(machine, "--after", "nightly:any", "--", "true", user="root")
+    assert [one for one, _ in status(machine, waits, user="root")["dependencies"]] == [as_her]
+    assert jobctl(machine, "stop", "nightly").returncode == 0
+    assert jobctl(machine, "remove", "nightly").returncode == 0
+    done = jobctl(machine, "stop", "nightly")
+    says = f"no job of yours is 'nightly'; there is {as_her} (root); give the id, or --user and --name"
+    assert (done.returncode, done.stderr.decode()) == (4, f"jobctl: {says}\n")
+    assert meant("status", user="alice") == as_her  # to look at, it is meant
+    for job in (as_her, roots):
+        assert jobctl(machine, "stop", "nightly", user="root").returncode == 0
+        assert status(machine, job, user="root")["state"] == "stopped"
+        assert jobctl(machine, "remove", "nightly", user="root").returncode == 0
+    for verb in ("stop", "duplicate", "attach"):
+        done = jobctl(machine, verb, "nightly", user="root")
+        assert (done.returncode, f"there is {his} (bob)" in done.stderr.decode()) == (4, True), done
+    done = jobctl(machine, "start", "--after", "nightly", "--", "true", user="root")
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert meant("status", user="root") == his
+    assert status(machine, his, user="root")["state"] == "running"
+    assert jobctl(machine, "stop", "--user", "bob", "--name", "nightly", user="root").returncode == 0
+    ended(machine, waits, user="root")
+
+
+PINNED = """polkit.addRule(function(action, subject) {
+    if (action.id == "org.jobsvc1.start-as-user" && subject.user == "alice" && action.lookup("job.user") == "bob" &&
+            action.lookup("job.name") == "nightly" && action.lookup("job.command") == "echo 'alias ls=reboot'" &&
+            action.lookup("job.output") == "append:/home/bob/nightly")
+        return polkit.Result.YES; });"""
+
+
+def test_what_a_rule_has_seen_is_what_is_opened(machine: Machine) -> None:
+    """alice may have bob write one line into one file; the name of the job fills the path."""
+    machine.write("/etc/polkit-1/rules.d/10-story.rules", PINNED)
+    # The file belongs to bob, whose home no other enters.
+    wanted = ("--hold", "--uid", "bob", "-d", "/", "--output", "append:/home/bob/%x")
+    command = ("--", "echo", "alias ls=reboot")
+
+    def held(*more: str) -> str:
+        return start(machine, *wanted, *more, *command)
+
+    def allowed() -> bool:
+        return jobctl(machine, "start", "--dry-run", *wanted, "--name", "nightly", *command).returncode == 0
+
+    try:
+        machine.wait_until(allowed, what="the rule to hold")
+        for name in (".profile", "..", ".", "nightly/../.profile", "other"):
+            done = jobctl(machine, "start", *wanted, "--name", name, *command)
+            assert (done.returncode, b"org.jobsvc1.start-as-user" in done.stderr) == (5, True), done
+        first, second = held("--name", "nightly"), held("--name", "nightly")
+        done = jobctl(machine, "set", first, "Name=.profile")
+        assert (done.returncode, done.stderr.count(b"\n")) == (5, 1), done
+        assert f"job {first} (.profile): org.jobsvc1.start-as-user needs a password" in done.stderr.decode()
+        assert jobctl(machine, "release", first).returncode == 0
+        assert ended(machine, first)["result"] == "success"
+    finally:
+        machine.run("rm", "/etc/polkit-1/rules.d/10-story.rules")
+    assert machine.read("/home/bob/nightly") == b"alias ls=reboot\n"
+    assert b"reboot" not in machine.run("sh", "-c", "cat /home/bob/.profile /home/bob/_*", check=False).stdout
+    machine.wait_until(lambda: not allowed(), what="the rule to be forgotten")
+    for argv in (("release", second), ("release", "--name", "nightly"), ("set", second, "NotBefore=now")):
+        done = jobctl(machine, *argv)
+        assert (done.returncode, b"org.jobsvc1.start-as-user" in done.stderr) == (5, True), done
+    assert status(machine, second)["state"] == "queued"
+    assert jobctl(machine, "stop", second).returncode == 0
+    machine.run("rm", "/home/bob/nightly")
+
+
+def test_group_that_was_left_starts_nothing(machine: Machine) -> None:
+    machine.run("groupadd", "proj")
+    try:
+        machine.run("gpasswd", "-a", "alice", "proj")
+        blocker = start(machine, "--", "sleep", "600")
+        with_it = ("--gid", "proj", "--", "id", "-gn")
+        held = start(machine, "--hold", *with_it)
+        waits = start(machine, "--after", f"{blocker}:any", *with_it)
+        granted = start(machine, "--uid", "alice", "-d", "/", "--after", f"{blocker}:any", *with_it, user="root")
+        assert jobctl(machine, "run", *with_it).stdout == b"proj\n"
+        machine.run("gpasswd", "-d", "alice", "proj")
+        done = jobctl(machine, "release", held)
+        assert (done.returncode, b"org.jobsvc1.start-as-user" in done.stderr) == (5, True), done
+        assert jobctl(machine, "stop", held, blocker).returncode == 0
+        told = ended(machine, waits)
+        assert (told["result"], told["exit_code"]) == ("start-failed", None)
+        assert told["reason"].startswith("alice is not in group proj (")
+        assert ended(machine, granted, user="root")["result"] == "success"  # root has said so
+        assert jobctl(machine, "logs", granted, user="root").stdout == b"proj\n"
+    finally:
+        machine.run("groupdel", "proj")
+
+
 BIG = 3_000_000_000  # beyond what an int holds, and a user id like any other
 
 
