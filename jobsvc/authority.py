@@ -21,10 +21,7 @@ STOP_CEILING = "TimeoutStopUSec"
 STOP_AFTER = 90_000_000  # µs, systemd's DefaultTimeoutStopSec
 NORMAL_WEIGHT = 100  # what a cgroup has that nobody weighed
 WEIGHTS = ("CPUWeight", "IOWeight")
-
-
 FILES = ("StandardOutput", "StandardError")
-
 OURS = frozenset({"CORE"})  # 0 for jobsvc.service; of NOFILE it has what everybody has
 
 
@@ -45,13 +42,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What was allowed to a job besides to run: limits beyond its user's own, a group that its user need not be in."""
+    """Rights of a job beyond those of its user: to higher limits, and to a group that the user need not be in."""
 
     limits: bool
     group: bool
 
     def to(self, job: Job) -> Job:
-        """The job with this instead of what was allowed before."""
+        """The job with these rights instead of those it had."""
         return replace(job, limits_allowed=self.limits, priority_allowed=self.limits, group_granted=self.group)
 
 
@@ -212,7 +209,7 @@ class Authority:
 
 
 def _told(error: AccessDenied, job: Job | None, why: str) -> AccessDenied:
-    """The refusal with the job that it is about: by its id, too, if it has one that is known."""
+    """The refusal with its job named: by the name, and by the id once the job is stored."""
     if job is None:
         return error
     name = showable(job.name)
@@ -256,19 +253,22 @@ def _executed(job: Job) -> dict[str, str]:
 
 
 def _output(job: Job, *, filled: bool = True) -> str:
-    """The files that this run opens. Which run will be a retry is not known: its mark is shown as it is written."""
+    """The files that the present run opens. With Retries= it may be any run, and %r stays as it is written."""
     unknown = "r" if job.spec.get("Retries") else ""
     named = [name for name in FILES if job.spec.get(name)]
     return shlex.join((job.output_file(name, unknown) or "") if filled else job.spec[name] for name in named)
 
 
 def files_of(job: Job) -> list[str | None]:
-    """The output files of a job whose id is not known yet; it is never the caller's choice."""
+    """The output files of a job, whatever its id, which no caller chooses."""
     return [replace(job, id="").output_file(name) for name in FILES]
 
 
 def excess(values: spec.Values, config: Config, named: Collection[str] | None = None) -> str:
-    """What a spec wants more of than everybody may have, and how much that is; with `named` only of these bounds."""
+    """Describe a value of a spec beyond what everybody may have, with that bound; "" if there is none.
+
+    With `named` only these of the ceilings are looked at.
+    """
     everybody = {"Nice": 0, **dict.fromkeys(WEIGHTS, NORMAL_WEIGHT)}
     everybody |= {name: hard for name in values if (hard := _hard_limit(name)) is not None}
     for name, most in everybody.items():

@@ -41,8 +41,8 @@ def wanted(values: Values) -> Values:
 def job_of(group: str | None, jobs: Mapping[str, Job]) -> Job | None:
     """The job in whose scope a control group is.
 
-    Its name alone says nothing: below a service manager of one's own (systemd --user) anybody has scopes of any
-    name. So the whole path has to be the one in which the job's main process was seen.
+    The name of a scope alone says nothing: below a service manager of one's own (systemd --user) it is free. So the
+    whole path has to be that in which the job's main process was put.
     """
     found = SCOPE.search(group or "")
     job = jobs.get(found[1]) if found else None

@@ -1,8 +1,8 @@
 """Which job is meant: an id, a unique beginning of one, a name, @ or @~N.
 
-A whole id is that job. Anything else means a job of one's own, whose owner one is. Only to look (`reading`) it may
-mean another's, if none of one's own fits: anybody may call theirs as they like, and whoever names a job to change
-it, or to wait for it in another, must not come by one of those.
+A whole id is that job. Anything else means a job of one's own, by owner. Only commands that look (`reading`) take it
+for another's if none of one's own fits: names are free, and a name that is given to change a job, or to have one wait
+for it, must not lead to a job that another user has called so.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _own() -> Options:
 
 
 def _named(client: Client, name: str, most: int, whose: Options = ALL) -> list[Status]:
-    """The newest jobs of this name; those that only tell of the end of another if there are no others."""
+    """The newest jobs of this name; hooks only if nothing else has it."""
     named = _fields("Id", "Owner", Name=("s", _literal(name)), **whose)
     return list(client.list({**named, "Hooks": NO_HOOKS}, limit=most)) or list(client.list(named, limit=most))
 
@@ -146,7 +146,7 @@ def _beginning(client: Client, prefix: str, whose: Options = ALL) -> list[Status
 
 
 def _no_job_of_yours(client: Client, job: str, filters: bool) -> NoSuchJob:
-    """The error for what means none of one's own jobs, and whose it may have been meant to be."""
+    """The error for a word that means no job of one's own; it lists others' jobs that fit, with their owners."""
     named = _named(client, job, SHOWN + 1)
     found = named or _beginning(client, job)
     if not found:

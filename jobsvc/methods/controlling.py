@@ -30,7 +30,7 @@ UNFINISHED: Final[frozenset[State]] = frozenset(state for state in State if stat
 EVERY: Final[frozenset[State]] = frozenset(State)
 
 AT_ONCE: Final = 100
-NO_TERM: Final[tuple[Any, ...]] = ("", [], {})  # what fits every job, as an option that is not there
+NO_TERM: Final[tuple[Any, ...]] = ("", [], {})  # fits every job, as an option that is left out
 Act = Callable[["Controlling", Request, str], Awaitable[Any]]
 
 
@@ -89,7 +89,7 @@ async def _hold(self: Controlling, request: Request, job_id: str) -> None:
 
 
 async def _release(self: Controlling, request: Request, job_id: str) -> None:
-    """What may begin by this is authorized like a start: what was allowed at first may not be any more."""
+    """Authorize like a start: rights that the job was accepted with may have been withdrawn since."""
     job = await self.desk.managed(request, job_id)
     held = job.run.held
     if held:
@@ -241,7 +241,7 @@ class Controlling:
             raise InvalidArgs(f"{request.call.member} takes ids or a filter, not both")
         if not ids:
             if not any(value not in NO_TERM for value in options.values()):
-                raise InvalidArgs(f"{request.call.member}: give ids, or a filter: State names states, for all in them")
+                raise InvalidArgs(f"{request.call.member} needs ids or a filter; for all jobs name states with State")
             wanted = await self.desk.filter(request, options)
             names = frozenset(map(str, able))
             states = names if wanted.states is None else wanted.states & names

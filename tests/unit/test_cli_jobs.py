@@ -531,7 +531,7 @@ def test_the_shell_is_given_names_and_ids(service: FakeService, jobctl: Jobctl) 
     service.enter()
 
 
-def test_others_names_are_completed_where_they_mean_a_job(service: FakeService, jobctl: Jobctl) -> None:
+def test_completion_of_others_names_is_for_reading(service: FakeService, jobctl: Jobctl) -> None:
     service.jobs[ONE]["Name"] = "another"
     jobctl.environment["_JOBCTL_COMPLETE"] = "lines_complete"
 
