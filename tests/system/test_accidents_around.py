@@ -242,18 +242,21 @@ def test_a_user_is_deleted_while_a_job_of_theirs_runs_and_another_waits(machine:
     running = start(
         machine, "--", "sh", "-c", "trap 'echo bye; exit 6' TERM; echo on; while :; do sleep 0.1; done", user="gina"
     )
-    waiting = start(machine, "--hold", "--", "sh", "-c", "echo began > /var/tmp/gina-began", user="gina")
+    began = ("--", "sh", "-c", "echo began > /var/tmp/gina-began")
+    held, waiting = (start(machine, *when, *began, user="gina") for when in (["--hold"], ["--after", f"{running}:any"]))
     machine.wait_until(lambda: jobctl(machine, "logs", running, user="root").stdout == b"on\n")
     machine.run("userdel", "--force", "--remove", "gina")
     assert status(machine, running, user="root")["state"] == "running"
     # What the manual says to do before the number is given away.
-    assert jobctl(machine, "release", waiting, user="root").returncode == 0
-    told = ended(machine, waiting, user="root")
-    assert (told["result"], "gina" in told["reason"]) == ("start-failed", True), told["reason"]
-    assert not machine.exists("/var/tmp/gina-began")
+    done = jobctl(machine, "release", held, user="root")  # asked like a start
+    assert (done.returncode, b"there is no user" in done.stderr) == (2, True), done
+    assert jobctl(machine, "stop", held, user="root").returncode == 0
     control(machine, "stop", "jobsvc-u1098.slice")
     told = ended(machine, running, user="root")
     assert (told["result"], told["exit_code"], told["owner"]) == ("exit-code", 6, "gina")
+    told = ended(machine, waiting, user="root")
+    assert (told["result"], "gina" in told["reason"]) == ("start-failed", True), told["reason"]
+    assert not machine.exists("/var/tmp/gina-began")
     logs = jobctl(machine, "logs", running, user="root")
     assert (logs.returncode, logs.stdout) == (0, b"on\nbye\n")
     machine.run("journalctl", "--namespace=jobsvc", "--rotate")
