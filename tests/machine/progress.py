@@ -61,7 +61,7 @@ class Progress:
         if failed:
             self._say(f"FAILED {nodeid.partition('@')[0]}")
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """No letter a test: the lines say more."""
         if report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
