@@ -1,14 +1,13 @@
-"""What jobs wrote: Logs by a pipe, ReadLogs in the answer."""
+"""What jobs wrote: Logs by a socket to read from, ReadLogs in the answer."""
 
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any, Final
 
 from dbus_next.signature import Variant
 
-from jobsvc import formats, wire
+from jobsvc import formats, pipe, wire
 from jobsvc.chunks import STREAMS
 from jobsvc.errors import InvalidArgs
 from jobsvc.interface import LOGS, READ_LOGS, Fd, Request, method
@@ -36,7 +35,7 @@ class Output:
         selection = _selection(options, uid)
         self._followers.take(uid, self._desk.manager.config.max_followers_per_user)
         try:
-            ours, theirs = os.pipe2(os.O_CLOEXEC)
+            ours, theirs = pipe.pair()
         except OSError:
             self._followers.give_back(uid)
             raise

@@ -13,7 +13,7 @@ from typing import Any
 
 from paper import SOURCE, Paper
 
-from jobsvc import events, logs
+from jobsvc import events, logs, pipe
 from jobsvc.formats import End, Export, Trailer
 from jobsvc.logs import Logs, Selection
 
@@ -71,10 +71,10 @@ class Run:
 
 
 class Listener:
-    """The other end of a pipe that is being written."""
+    """The other end of what is being written."""
 
     def __init__(self, service: Logs, run: Run, selection: Selection = FOLLOW) -> None:
-        self.end, write = os.pipe()
+        self.end, write = pipe.pair()
         self.task = asyncio.create_task(service.stream(run, selection, write))
 
     async def hear(self, length: int) -> bytes:
