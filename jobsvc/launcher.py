@@ -13,7 +13,7 @@ import pwd
 import select
 import sys
 
-from jobsvc import control, entry, heap, linux, pam, rehearsal
+from jobsvc import control, entry, heap, linux, pam, rehearsal, watchdog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Launcher:
         self.connections: dict[int, _socket.socket] = {}
         self.poll = select.poll()
         self.poll.register(listener.fileno(), select.POLLIN)
+        self.watchdog = watchdog.Watchdog()
 
     def run(self) -> None:
         """Serve for ever. SIGTERM ends the process at once; its supervisors stay.
@@ -40,8 +41,11 @@ class Launcher:
         does not matter: their reports and locks tell.
         """
         heap.settle()
+        self.watchdog.ready()
         while True:
-            for fd, _ in self.poll.poll():
+            events = self.poll.poll(self.watchdog.milliseconds)
+            self.watchdog.alive()
+            for fd, _ in events:
                 if fd == self.listener.fileno():
                     self.accept()
                 else:
@@ -61,7 +65,7 @@ class Launcher:
         self.poll.register(connection.fileno(), select.POLLIN)
 
     def serve(self, connection: _socket.socket) -> None:
-        """Answer one packet."""
+        """Answer one packet. Whatever is wrong with it, the next is served."""
         fds: list[int] = []
         try:
             data, fds = control.receive(connection)
@@ -75,6 +79,10 @@ class Launcher:
             pass
         except OSError:
             self.drop(connection)
+        except Exception as error:  # noqa: BLE001 (jobs cannot begin without us)
+            sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
+            self.reply_error(connection, repr(error))
         finally:
             for fd in fds:
                 os.close(fd)
