@@ -139,6 +139,7 @@ class Beginning:
             **self._user(),
             "loginuid": gifts.get("loginuid"),
             "nice": gifts.get("nice", 0) if request.nice is None else request.nice,
+            "stdin": request.standard_input,
             "sandbox": request.sandbox,
             "no_new_privileges": request.no_new_privileges,
             "directory": request.working_directory,

@@ -12,7 +12,7 @@ import os
 import resource
 import termios
 
-from jobsvc import disk, linux, pam, sandbox
+from jobsvc import disk, linux, pam, porter, sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ class Step:
         self.name, self.what = name, what
 
 
-def be_born(gate: Gate, stdin: int | None, stdout: int, stderr: int) -> NoReturn:
+def be_born(gate: Gate, stdout: int, stderr: int) -> NoReturn:
     """From a forked supervisor to the user's program."""
     status = NOT_STARTED
     step = Step()
     try:
-        detach(gate.fileno(), stdin, stdout, stderr)
+        detach(gate.fileno(), stdout, stderr)
         wanted, fds = gate.receive()
         if wanted is not None and "io_paths" in wanted:
             gate.send({"devices": devices(step, wanted)})
@@ -50,6 +50,10 @@ def be_born(gate: Gate, stdin: int | None, stdout: int, stderr: int) -> NoReturn
             os._exit(status)  # nobody wants us any more
         if fds:
             take_terminal(step, fds[0])
+        keeper = None
+        if wanted["stdin"] is not None:
+            step.at("stdin", "cannot get its standard input")
+            keeper = porter.ask(wanted["stdin"])
         become_user(step, wanted)
         if wanted["sandbox"]:
             step.at("sandbox", f"cannot make the sandbox for {', '.join(wanted['sandbox'])}")
@@ -57,6 +61,9 @@ def be_born(gate: Gate, stdin: int | None, stdout: int, stderr: int) -> NoReturn
         if wanted["no_new_privileges"]:
             linux.forbid_privileges()
         enter_directory(step, wanted["directory"], wanted["home"])
+        if keeper is not None:  # by the user, and last of all: whatever it is
+            step.at("stdin", "cannot get its standard input")
+            porter.get(keeper, 0)
         step.at("exec", f"cannot execute {wanted['command'][0]}")
         gate.send({"executing": True})
         execute(wanted["command"], wanted["environment"])
@@ -76,13 +83,11 @@ def fail(gate: Gate, step: Step, number: int | None, why: str) -> None:
     gate.send({"failed": (step.name, f"{step.what}: {why}", number)})
 
 
-def detach(gate: int, stdin: int | None, stdout: int, stderr: int) -> None:
+def detach(gate: int, stdout: int, stderr: int) -> None:
     """Leave everything of the launcher's and the supervisor's behind."""
     linux.reset_signals()
     os.setsid()
-    if stdin is None:
-        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(stdin, 0)
+    os.dup2(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     os.closerange(FIRST_FREE, gate)

@@ -4,7 +4,7 @@
 - it parses a body of any size (the system bus lets 32 MiB pass) before anyone can refuse it;
 - it reads on as long as there is anything to read: nothing else is done while somebody floods it;
 - it keeps every signature it ever saw, 47 kB for one of 255 characters, of which anybody can make up new ones;
-- file descriptors of messages nobody claims stay open for ever;
+- it takes whatever descriptors come with any message: what a user hands over is not to be touched, nor closed, here;
 - an unknown header field, which the specification says to ignore, ends the connection;
 - an exception travels to the caller with its traceback.
 """
@@ -18,8 +18,8 @@ import io
 import logging
 import os
 import socket
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, Self
 
 from dbus_next import Message
 from dbus_next._private.constants import HeaderField
@@ -28,6 +28,8 @@ from dbus_next.aio import message_bus as upstream
 from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.signature import SignatureTree, Variant
 
+from jobsvc.errors import InvalidArgs, JobsvcError
+from jobsvc.inflow import START, Inflow
 from jobsvc.message import pack
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ DBUS_PATH = "/org/freedesktop/DBus"
 MAX_IN_FLIGHT = 64  # the bus refuses everything beyond 128 pending replies of one connection
 CALL_TIMEOUT = 60.0
 READ_AT_ONCE = 16 * 1024  # bytes of a body that the loop parses itself
+MAX_FDS: Final = 16  # of one message; dbus-daemon lets no more pass
 MESSAGES_AT_ONCE = 32  # that are read before others have their turn
 
 _FIELDS = {field.value: field.name.lower() for field in HeaderField}
@@ -52,6 +55,25 @@ class BusError(Exception):
         self.name = name
 
 
+class Parcel(Protocol):
+    """The descriptors of one message, in a process of their own."""
+
+    count: int
+
+    def close(self) -> None:
+        """Let go of them."""
+
+
+class Carrier(Protocol):
+    """Has the descriptors of messages read elsewhere."""
+
+    async def carry(self, sock: socket.socket, unread: Callable[[], bool], uid: int | None) -> Parcel | None:
+        """Have the first START bytes read. Their descriptors are kept for that user; dropped for None.
+
+        `unread` tells whether they are still there, once nobody else reads.
+        """
+
+
 class Call(Message):  # type: ignore[misc]
     """A received message; `too_big` and `broken` ones come without their body, `unread` ones get it by `read`."""
 
@@ -60,6 +82,14 @@ class Call(Message):  # type: ignore[misc]
     too_big = False
     broken = False
     unread: _Reader | None = None
+    parcel: Parcel | None = None
+    refused: JobsvcError | None = None  # why the descriptors that came were not taken
+
+    def dispose(self) -> None:
+        """Let go of what came with it."""
+        if self.parcel is not None:
+            parcel, self.parcel = self.parcel, None
+            parcel.close()
 
     def read(self) -> None:
         """Parse the body. It takes half a second a MiB: large ones are left for a thread."""
@@ -71,8 +101,8 @@ class Call(Message):  # type: ignore[misc]
 class _Reader(Unmarshaller):  # type: ignore[misc]
     """Reads the header, then decides whether the body is worth parsing."""
 
-    def __init__(self, stream: Any, sock: Any, cap: Callable[[str], int], addressed: bool) -> None:
-        super().__init__(stream, sock)
+    def __init__(self, stream: Any, cap: Callable[[str], int], addressed: bool) -> None:
+        super().__init__(stream)
         self._cap = cap
         self._addressed = addressed
 
@@ -94,7 +124,6 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
             message_type=message_type,
             flags=flags,
             serial=serial,
-            unix_fds=self.unix_fds,
             **fields,
         )
         call.signature, call.signature_tree, call.size = tree.signature, tree, body_size
@@ -113,11 +142,22 @@ class _Reader(Unmarshaller):  # type: ignore[misc]
         return Variant(tree, self.read_argument(tree.types[0]))
 
     def read_body(self, call: Call) -> None:
-        self.sock, self.stream = None, io.BytesIO()  # all of it is here; what follows is the next message's
+        self.stream = io.BytesIO()  # all of it is here; what follows is the next message's
         try:
             call.body = [self.read_argument(kind) for kind in call.signature_tree.types]
         except Exception:
             call.broken = True
+
+
+def _header(data: bytes) -> Call | None:
+    """What the header says, without the body; None if it cannot be read."""
+    try:
+        call: Call | None = _Reader(
+            io.BytesIO(data[:4] + bytes(4) + data[8:] + bytes(8)), lambda _: 0, False
+        ).unmarshall()
+    except Exception:
+        return None
+    return call
 
 
 class _Writer(upstream._MessageWriter):  # type: ignore[misc]
@@ -178,7 +218,11 @@ class _Writer(upstream._MessageWriter):  # type: ignore[misc]
 
 
 class Bus(upstream.MessageBus):  # type: ignore[misc]
-    """A connection to the system bus. `on_call` and `on_signal` get what arrives and own its fds.
+    """A connection to the system bus. `on_call` and `on_signal` get what arrives.
+
+    With `fds` descriptors may be sent, and come with the answer to `ask_fd`. Those that others send are
+    never in this process: the `carrier` gets them from their messages. `on_fds` says, of a call by its
+    header, whose they are, or raises what the call is refused with. Without a carrier they are dropped.
 
     Signals are what everybody is told: to a connection alone anybody may send anything. It hears of
     that only if it is `addressed`.
@@ -190,7 +234,9 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
         fds: bool = False,
         cap: Callable[[str], int] | None = None,
         addressed: bool = False,
+        carrier: Carrier | None = None,
     ) -> None:
+        self._inflow: Inflow | None = None
         self._cap = cap or (lambda member: 16 * 1024 * 1024)
         self._addressed = addressed
         super().__init__(bus_address=address, bus_type=BusType.SYSTEM, negotiate_unix_fd=fds)
@@ -198,16 +244,26 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self.on_call: Callable[[Call], None] = self._refuse
         self.on_signal: Callable[[Call], None] = lambda message: None
-        self._unmarshaller: _Reader
+        self.on_fds: Callable[[Call], Awaitable[int]] = self._refuse_fds
+        if fds:
+            self._inflow = Inflow(self._sock)
+        self._unmarshaller: _Reader = self._create_unmarshaller()
         self._reads_on = False
+        self._carrier = carrier
+        self._carrying: asyncio.Task[None] | None = None
+        self._awaits_fd: set[int] = set()  # serials of calls whose answer brings one
+        self._came: tuple[Parcel | None, JobsvcError | None, list[int]] = (None, None, [])  # with the next message
 
     def _message_reader(self) -> None:
         try:
             for _ in range(MESSAGES_AT_ONCE):
-                if not self._unmarshaller.unmarshall():
-                    return
+                while not self._unmarshaller.unmarshall():
+                    if self._inflow is None or not self._inflow.ahead or not self._pass_over(self._inflow):
+                        return
                 message: Call = self._unmarshaller.message
                 self._unmarshaller = self._create_unmarshaller()
+                message.parcel, message.refused, message.unix_fds = self._came
+                self._came = None, None, []
                 self._on_message(message)
         except Exception as error:
             self._finalize(error)
@@ -218,11 +274,60 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
 
     def _read_on(self) -> None:
         self._reads_on = False
-        if self.connected:
+        if self.connected and self._carrying is None:
             self._message_reader()
 
+    def _pass_over(self, inflow: Inflow) -> bool:
+        """Get over the beginning of a message that carries descriptors; False if that takes a while."""
+        head = _header(inflow.ahead)
+        if head and head.message_type is MessageType.METHOD_RETURN and head.reply_serial in self._awaits_fd:
+            start, fds, _, _ = socket.recv_fds(self._sock, START, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            self._came = None, None, fds
+        elif self._carrier is None:
+            start = self._sock.recv(START)
+        else:
+            self._loop.remove_reader(self._fd)
+            self._carrying = self._loop.create_task(self._carry(inflow, self._carrier, head), name="descriptors")
+            return False
+        inflow.resume(start)
+        return True
+
+    async def _carry(self, inflow: Inflow, carrier: Carrier, head: Call | None) -> None:
+        """Have the descriptors of the next message read elsewhere. Nothing else is read meanwhile."""
+        uid, refused, start = None, None, inflow.ahead[:START]
+        try:
+            if head and head.message_type is MessageType.METHOD_CALL:
+                try:
+                    uid = await self.on_fds(head)
+                except JobsvcError as error:
+                    refused = error
+                except Exception:
+                    log.exception("descriptors of a call of %s", head.member)
+            parcel = await carrier.carry(self._sock, inflow.unread, uid)
+            if parcel is None and refused is None:
+                refused = InvalidArgs("the file descriptors of the message were lost on their way; try again")
+            inflow.resume(start)
+            self._came = parcel, refused, []
+        except Exception as error:
+            log.exception("descriptors that came from the bus")
+            self._finalize(error)
+            return
+        finally:
+            self._carrying = None
+        if self.connected:
+            self._loop.add_reader(self._fd, self._message_reader)
+            self._message_reader()
+
+    async def _refuse_fds(self, call: Call) -> int:
+        raise InvalidArgs(f"{call.member} takes no file descriptors")
+
+    def _finalize(self, err: Exception | None = None) -> None:
+        if self._carrying is not None:
+            self._carrying.cancel()
+        super()._finalize(err)
+
     def _create_unmarshaller(self) -> _Reader:
-        return _Reader(self._stream, self._sock if self._negotiate_unix_fd else None, self._cap, self._addressed)
+        return _Reader(self._inflow or self._stream, self._cap, self._addressed)
 
     def _on_message(self, message: Call) -> None:
         try:
@@ -232,17 +337,17 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
                 case MessageType.SIGNAL:
                     if not message.unwanted:
                         self.on_signal(message)
-                    close_fds(message)
                 case _:
                     if handler := self._method_return_handlers.pop(message.reply_serial, None):
                         handler(message, None)
-                    close_fds(message)
+                    for fd in message.unix_fds:  # nobody waits for it any more
+                        os.close(fd)
         except Exception:
             log.exception("while handling %s", message.member or message.message_type)
-            close_fds(message)
+            message.dispose()
 
     def _refuse(self, message: Call) -> None:
-        close_fds(message)
+        message.dispose()
         self.send_error(message, DBUS + ".Error.UnknownMethod", "this connection offers nothing")
 
     def send_error(self, call: Message, name: str, text: str) -> None:
@@ -291,6 +396,8 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
 
         async with self._in_flight:
             self._method_return_handlers[message.serial] = answered
+            if fds is not None:
+                self._awaits_fd.add(message.serial)
             try:
                 self.send(message)
                 # Not wait_for: in Python 3.11 it can swallow a cancellation that comes with the answer.
@@ -298,6 +405,7 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
                     answer = await reply
             finally:
                 self._method_return_handlers.pop(message.serial, None)
+                self._awaits_fd.discard(message.serial)
         if answer.message_type is MessageType.ERROR:
             raise BusError(answer.error_name, str(answer.body[0]) if answer.body else "")
         return answer
@@ -337,11 +445,3 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
     async def match(self, rule: str) -> None:
         """Have signals that match this rule delivered to `on_signal`."""
         await self.ask_bus("AddMatch", "s", (rule,))
-
-
-def close_fds(message: Message, keep: set[int] = frozenset()) -> None:  # type: ignore[assignment]
-    """Close the descriptors a message brought, but for those in use."""
-    for fd in message.unix_fds:
-        if fd not in keep:
-            os.close(fd)
-    message.unix_fds = []

@@ -38,8 +38,10 @@ class Caller:
 class Callers:
     """Credentials by sender, kept until the sender leaves the bus; unique names are never used twice."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, aside: Bus | None = None) -> None:
+        """`aside` is another connection to the same bus, to ask by while nothing is read from the first."""
         self._bus = bus
+        self._aside = aside or bus
         self._uids: dict[str, int] = {}
         self._pids: dict[str, int] = {}
         self._users = UserDatabase()
@@ -48,10 +50,22 @@ class Callers:
     async def identify(self, call: Call, interactive: bool) -> Caller:
         """The caller, as the bus knows it. AccessDenied if the bus does not."""
         sender = call.sender or ""
+        uid = await self._uid(sender, self._bus)
+        try:
+            user = (await self.account(uid)).user
+        except InvalidSpec:
+            user = User(uid, str(uid))
+        return Caller(sender, user, interactive)
+
+    async def uid_aside(self, call: Call) -> int:
+        """The caller's uid, asked of the bus by the other connection. AccessDenied if the bus does not know it."""
+        return await self._uid(call.sender or "", self._aside)
+
+    async def _uid(self, sender: str, bus: Bus) -> int:
         if sender not in self._uids:
             try:
-                (facts,) = await self._bus.ask_bus("GetConnectionCredentials", "s", (sender,))
-                uid = facts["UnixUserID"].value
+                (facts,) = await bus.ask_bus("GetConnectionCredentials", "s", (sender,))
+                uid: int = facts["UnixUserID"].value
             except (BusError, TimeoutError, KeyError):
                 raise AccessDenied("the bus does not know who you are (any more)") from None
             if uid in NOBODY:
@@ -59,12 +73,7 @@ class Callers:
             self._uids[sender] = uid
             if "ProcessID" in facts:
                 self._pids[sender] = facts["ProcessID"].value
-        uid = self._uids[sender]
-        try:
-            user = (await self.account(uid)).user
-        except InvalidSpec:
-            user = User(uid, str(uid))
-        return Caller(sender, user, interactive)
+        return self._uids[sender]
 
     def left(self, call: Call) -> str | None:
         """Forget a sender that NameOwnerChanged says is gone; returns its name."""

@@ -67,6 +67,7 @@ class Config:
     max_subscribers_per_user: int = 100
     max_calls_per_user: int = 256
     max_questions_per_user: int = 4
+    max_inputs_per_user: int = 64
     max_output_per_user: int = 2 * 1024**3
     keep_finished: int = 100_000
     keep_finished_usec: int = 30 * DAY
@@ -181,6 +182,7 @@ MANAGER: dict[str, tuple[str, Callable[[str], Any]]] = {
     "MaxSubscribersPerUser": ("max_subscribers_per_user", _whole(0)),
     "MaxCallsPerUser": ("max_calls_per_user", _whole(1)),
     "MaxQuestionsPerUser": ("max_questions_per_user", _whole(0)),
+    "MaxInputsPerUser": ("max_inputs_per_user", _whole(0)),
     "MaxOutputPerUser": ("max_output_per_user", quantity.parse_size),
     "KeepFinished": ("keep_finished", _whole(0)),
     "KeepFinishedSec": ("keep_finished_usec", quantity.parse_span),

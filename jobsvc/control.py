@@ -109,15 +109,21 @@ def receive(connection: _socket.socket, longest: int = MAX_PACKET) -> tuple[byte
     data, ancillary, flags, _ = connection.recvmsg(
         longest, _socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize), _socket.MSG_CMSG_CLOEXEC
     )
-    fds = array.array("i")
-    for level, kind, value in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
+    fds = descriptors(ancillary)
     if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)
         raise ProtocolError(f"a packet longer than {longest} bytes or {MAX_FDS} descriptors")
-    return data, fds.tolist()
+    return data, fds
+
+
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came with what recvmsg() has read."""
+    fds = array.array("i")
+    for level, kind, value in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
+    return fds.tolist()
 
 
 def send_fds(connection: _socket.socket, data: bytes, fds: list[int]) -> None:
@@ -126,10 +132,16 @@ def send_fds(connection: _socket.socket, data: bytes, fds: list[int]) -> None:
     connection.sendmsg([data], [rights] if fds else [])
 
 
+def peer(connection: _socket.socket) -> tuple[int, int]:
+    """The process at the other end, or that listens there, as the kernel knows it: pid and uid."""
+    data = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(data)
+    return pid, uid
+
+
 def peer_uid(connection: _socket.socket) -> int:
     """Who is at the other end, as the kernel knows it."""
-    data = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(data)[1])
+    return peer(connection)[1]
 
 
 def run_key(job_id: str, run: int) -> str:

@@ -23,11 +23,13 @@ from jobsvc.authority import Authority
 from jobsvc.bus import DBUS, Bus, BusError
 from jobsvc.callers import Callers
 from jobsvc.errors import Internal, InvalidConfig, JobsvcError
+from jobsvc.inputs import Inputs
 from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
 from jobsvc.logs import Logs
 from jobsvc.manager import Manager
 from jobsvc.polkit import Polkit
+from jobsvc.porters import Porters
 from jobsvc.repeats import Repeats
 from jobsvc.service import Service
 from jobsvc.subscribers import hear_polkit
@@ -53,21 +55,24 @@ async def serve(settings: config.Config) -> Exception | None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    public = await Bus(fds=True, cap=service.cap).open()
+    launcher = Launcher()
+    porters = Porters(launcher)
+    public = await Bus(fds=True, cap=service.cap, carrier=porters).open()
     to_polkit = await Bus().open()
-    to_systemd = await Bus(fds=True).open()  # logind answers with one
+    to_systemd = await Bus(fds=True, carrier=porters).open()  # logind answers with one
     for bus in (public, to_polkit, to_systemd):
         bus.on_disconnect(lambda: end(ConnectionError("the system bus went away")))
     systemd = Systemd(to_systemd)
     await systemd.connect()
     await public.match(f"type='signal',sender='{DBUS}',interface='{DBUS}',member='NameOwnerChanged',arg2=''")
+    porters.prepare()
     used = ending.REPORTS.exists()  # made after the first database
     rundir.RUNS.mkdir(mode=0o700, exist_ok=True)
-    callers = Callers(public)
-    store, launcher, events, logs = salvage.open_store(STATE / "jobs.db", used), Launcher(), Events(), Logs()
+    callers = Callers(public, to_polkit)
+    store, events, logs = salvage.open_store(STATE / "jobs.db", used), Events(), Logs()
     ending.REPORTS.mkdir(mode=0o700, exist_ok=True)
     store.on_damage = end
-    manager = Manager(settings, store, systemd, launcher, events)
+    manager = Manager(settings, store, systemd, launcher, events, Inputs(porters))
     logs.on_missing = manager.note_missing
     authority = Authority(Polkit(to_polkit, settings), callers, settings)
     await manager.inhibitor.connect(to_systemd)
@@ -95,6 +100,7 @@ async def serve(settings: config.Config) -> Exception | None:
     finally:
         manager.inhibitor.close()
         logs.close()
+        porters.close()
         launcher.close()
         events.close()
         store.close()

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-def enter(directory: str, listener: int, stdin: int | None) -> NoReturn:
+def enter(directory: str, listener: int) -> NoReturn:
     """Supervise the run in that directory. Never returns into the launcher's stack."""
     status = 1
     try:
         linux.reap_own_children()
-        linux.close_all_but([listener] if stdin is None else sorted([listener, stdin]))
-        main = MainProcess(stdin)
+        linux.close_all_but([listener])
+        main = MainProcess()
         lock(directory)
         ear = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, listener)
         supervise(directory, ear, main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jobsvc import status, wire
@@ -64,11 +64,10 @@ Handler = Callable[..., Awaitable[tuple[Any, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call being answered: who calls, what came with it, how it is known in the journal."""
+    """One call being answered: who calls, and how it is known in the journal."""
 
     caller: Caller
     call: Call
-    keep_fds: set[int] = field(default_factory=set)
 
     @property
     def id(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -27,18 +28,24 @@ class LauncherGone(Internal):
 class Packets:
     """A non-blocking SEQPACKET connection in the event loop: packets in order, then end-of-file."""
 
-    def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    def __init__(self, path: str | socket.socket) -> None:
+        """Connect there; or take a connection over."""
+        if isinstance(path, str):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        else:
+            self._socket = path
+            path.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._arrived: collections.deque[dict[str, Any]] = collections.deque()
         self._unsent: collections.deque[tuple[bytes, list[int]]] = collections.deque()
         self._wake: asyncio.Future[None] | None = None
         self.closed = False
-        try:
-            self._socket.connect(path)
-        except OSError:
-            self._socket.close()
-            raise
+        if isinstance(path, str):
+            try:
+                self._socket.connect(path)
+            except OSError:
+                self._socket.close()
+                raise
         self._loop.add_reader(self._socket, self._readable)
 
     def _readable(self) -> None:
@@ -107,16 +114,24 @@ class Packets:
 
 
 class Launcher:
-    """Asks the launcher for supervisors, over one connection that is made anew when it restarts."""
+    """Asks the launcher for supervisors and porters, over one connection that is made anew when it restarts."""
 
     def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._packets: Packets | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[str, asyncio.Future[int]] = {}
+        self._numbers = itertools.count(1)
 
-    async def launch(self, run: str, stdin: int | None) -> int:
+    async def launch(self, run: str) -> int:
         """The pid of the run's supervisor, whose control socket now listens."""
+        return await self._ask("launch", run, [])
+
+    async def porter(self, channel: int) -> int:
+        """The pid of a new porter, which is told over that channel what to do."""
+        return await self._ask("porter", f"porter {next(self._numbers)}", [channel])
+
+    async def _ask(self, kind: str, run: str, fds: list[int]) -> int:
         if self._packets is None or self._packets.closed:
             try:
                 self._packets = Packets(self._path)
@@ -125,7 +140,7 @@ class Launcher:
             self._reader = asyncio.create_task(self._read(self._packets))
         waiting = self._waiting[run] = asyncio.get_running_loop().create_future()
         try:
-            self._packets.send(control.pack_first("launch", run=run), [stdin] if stdin is not None else [])
+            self._packets.send(control.pack_first(kind, run=run), fds)
             return await asyncio.wait_for(waiting, LAUNCH_WITHIN)
         except TimeoutError:
             raise LauncherGone("the launcher did not answer in time") from None

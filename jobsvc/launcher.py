@@ -1,4 +1,4 @@
-"""The launcher: imports everything once, then forks one supervisor per run.
+"""The launcher: imports everything once, then forks one supervisor per run, and porters.
 
 A fork of a warm interpreter costs about a millisecond where a fresh one costs fifteen. It stands
 apart from jobsvcd because whatever confines a service is inherited by what it forks, and a job
@@ -13,7 +13,7 @@ import pwd
 import select
 import sys
 
-from jobsvc import control, entry, heap, linux, pam, rehearsal, watchdog
+from jobsvc import control, entry, heap, linux, pam, porter, rehearsal, watchdog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,23 +85,34 @@ class Launcher:
             self.reply_error(connection, repr(error))
         finally:
             for fd in fds:
-                os.close(fd)
+                os.close(fd)  # jobsvcd's own: sockets
 
     def answer(self, packet: dict[str, Any], fds: list[int]) -> bytes:
-        """Launch what the packet names. At most one descriptor: the job's stdin."""
+        """Launch what the packet names. A descriptor comes for a porter only, which is asked over it."""
         run = packet.get("run")
+        if packet["type"] == "porter" and len(fds) == 1:
+            try:
+                return control.pack_first("launched", run=run, pid=self.fork_porter(fds[0]))
+            except OSError as error:
+                return control.pack_first("error", run=run, text=f"cannot start a porter: {error.strerror or error}")
         if packet["type"] != "launch" or not control.is_run_key(run):
             return control.pack_first("error", run=run, text="not a launch of a run")
-        if len(fds) > 1:
-            return control.pack_first("error", run=run, text="more than one descriptor")
+        if fds:
+            return control.pack_first("error", run=run, text="a launch takes no descriptor")
         try:
-            pid = self.launch(f"{RUNS}/{run}", fds[0] if fds else None)
+            pid = self.launch(f"{RUNS}/{run}")
         except OSError as error:
             text = f"cannot start a supervisor: {error.strerror or error}"
             return control.pack_first("error", run=run, text=text)
         return control.pack_first("launched", run=run, pid=pid)
 
-    def launch(self, directory: str, stdin: int | None) -> int:
+    def fork_porter(self, channel: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            porter.enter(channel)
+        return pid
+
+    def launch(self, directory: str) -> int:
         """Fork the supervisor of the run in that directory.
 
         Its control socket listens before the fork, so that jobsvcd can connect as soon as it hears
@@ -113,7 +124,7 @@ class Launcher:
         try:
             pid = os.fork()
             if pid == 0:
-                entry.enter(directory, listener.fileno(), stdin)
+                entry.enter(directory, listener.fileno())
             return pid
         finally:
             listener.close()

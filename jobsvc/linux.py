@@ -17,7 +17,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final
 
 PR_SET_DUMPABLE: Final = 4
@@ -55,6 +55,7 @@ BACKLOG: Final = 16
 LAST_WORDS: Final = 5.0  # seconds
 FIRST_FREE: Final = 3
 LAST_FD: Final = 0x7FFFFFFF
+NOGROUP: Final = 65534
 
 # What the launcher and supervisors ignore, and Python itself. Ignored signals stay ignored across
 # exec. The launcher's children are reaped by the kernel as long as SIGCHLD is ignored.
@@ -93,11 +94,7 @@ def harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     undumpable()
     _check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
-    _check(_libc.capget(header, data))
-    data[2] = data[5] = 0
-    _check(_libc.capset(header, data))
+    _set_capabilities([None, None, 0])
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
         try:
             signal.signal(number, signal.SIG_IGN if number in IGNORED else signal.SIG_DFL)
@@ -125,12 +122,6 @@ def unshare_files() -> None:
 def one_heap() -> None:
     """Have all threads use one heap (mallopt(3)): what a second one would take is more than they need."""
     _libc.mallopt(M_ARENA_MAX, 1)
-
-
-def drop_capabilities() -> None:
-    """Give up every capability of this process, whatever its user ids are. exec by uid 0 would bring them back."""
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()))
 
 
 def undumpable() -> None:
@@ -338,3 +329,23 @@ def file_system(fd: int) -> int:
     facts = (ctypes.c_ulong * 32)()  # larger than the structure anywhere
     _check(_libc.fstatfs(fd, facts))
     return facts[0] & 0xFFFFFFFF
+
+
+def act_only_as(uid: int, gid: int = NOGROUP, groups: Sequence[int] = ()) -> None:
+    """Have no right that this user has not. Real and saved user stay root's: else they could signal and trace us."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(0, uid, 0)
+    if uid:
+        _set_capabilities([0, 0, 0])
+
+
+def _set_capabilities(wanted: list[int | None]) -> None:
+    """Effective, permitted, inheritable: all of them, as 32 bits for each half; None leaves them as they are."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check(_libc.capget(header, data))
+    for place, bits in enumerate(wanted):
+        if bits is not None:
+            data[place] = data[place + 3] = bits
+    _check(_libc.capset(header, data))

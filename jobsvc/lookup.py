@@ -33,7 +33,7 @@ class Lookup:
         self.gate, theirs = Gate.pair()
         self.pid = os.fork()
         if self.pid == 0:
-            birth.be_born(theirs, None, 1, 2)
+            birth.be_born(theirs, 1, 2)
         theirs.close()
         self.fd = os.pidfd_open(self.pid)
         events.watch(self.gate.fileno(), loop.READ, self._hear)

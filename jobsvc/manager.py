@@ -26,6 +26,7 @@ from jobsvc.config import Config
 from jobsvc.errors import Internal, Maintenance, NoSuchJob, WrongState
 from jobsvc.history import History
 from jobsvc.inhibitor import Inhibitor
+from jobsvc.inputs import Inputs
 from jobsvc.intake import Intake, held_by
 from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
@@ -53,12 +54,15 @@ def boot_id() -> str:
 class Manager:
     """Accepts, queues, runs, stops, remembers. `changed` is told of every change of a job."""
 
-    def __init__(self, config: Config, store: Store, systemd: Systemd, launcher: Launcher, events: Events) -> None:
+    def __init__(
+        self, config: Config, store: Store, systemd: Systemd, launcher: Launcher, events: Events, inputs: Inputs
+    ) -> None:
         self.config = config
         self.store = store
         self.systemd = systemd
         self.launcher = launcher
         self.events = events
+        self.inputs = inputs
         self.inhibitor = Inhibitor()
         self.inhibitor.on_shutdown.append(self._shutdown)
         self.roster = Roster()
@@ -72,7 +76,6 @@ class Manager:
         self._paused: set[str] = set()
         self.boot_id = boot_id()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stdin: dict[str, int] = {}
         self.allowance = Allowance(lambda: self.config, self._cut_output)
         events.room = self.allowance.event
         self.commits = Commits(store, self.hold_off)
@@ -120,7 +123,7 @@ class Manager:
 
     # Taking in
 
-    def accept(self, jobs: list[Job], digests: list[str], stdin: int | None = None) -> list[str]:
+    def accept(self, jobs: list[Job], digests: list[str]) -> list[str]:
         """Take new jobs, all or none; their ids, or those of the jobs their RequestIds stand for already."""
         plan = self._intake.plan(jobs, digests, self.config, realtime_usec())
         if plan.fresh:
@@ -132,8 +135,6 @@ class Manager:
             raise Internal(f"the job cannot be recorded, so it was not accepted: {error}") from None
         for job in noted:
             self._enter(job)
-        if stdin is not None and plan.fresh:
-            self._stdin[plan.fresh[0].id] = os.dup(stdin)
         requests = {job.id: job.request for job in noted}
         for old, new_id in reversed(plan.replaced):  # what depends on another comes after it, and is to say the same
             self._replace(old.id, new_id, requests[new_id])
@@ -192,9 +193,9 @@ class Manager:
             if following:
                 self.events.queued(new)
             elif isinstance(new.run.phase, Queued):
-                self.mind_stdin(new)
+                self.mind_input(new)
             elif isinstance(new.run.phase, Running):
-                self._drop_stdin(new.id)
+                self.inputs.discard(new.id)  # it has it by now
         if isinstance(job.run.phase, Starting) or isinstance(new.run.phase, Queued | Finished):
             self.admit()
         return new
@@ -231,7 +232,7 @@ class Manager:
     def _over(self, job: Job) -> None:
         """The run has ended: nobody waits for more of it than its supervisor still has."""
         self._show(job)
-        self._drop_stdin(job.id)
+        self.inputs.discard(job.id)
         self.allowance.ended(job)
         if job.key not in self.runners and (live := self._lives.pop(job.key, None)):
             live.closed = True
@@ -354,26 +355,25 @@ class Manager:
 
     def drive(self, job: Job, *, adopt: bool) -> None:
         runner = self.runners[job.key] = Runner(self, self._lives.setdefault(job.key, Live(job)))
-        stdin = self._stdin.get(job.id)
-        task = asyncio.create_task(self._run(runner, stdin, adopt), name=job.key)
+        task = asyncio.create_task(self._run(runner, adopt), name=job.key)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.rounds.begin()
 
-    async def _run(self, runner: Runner, stdin: int | None, adopt: bool) -> None:
+    async def _run(self, runner: Runner, adopt: bool) -> None:
         try:
-            await self._see_through(runner, stdin, adopt)
+            await self._see_through(runner, adopt)
         finally:
             if self.runners.get(runner.key) is runner:  # not yet begun again
                 del self.runners[runner.key]
                 if runner.job.run.finished:
                     self._lives.pop(runner.key, None)
 
-    async def _see_through(self, runner: Runner, stdin: int | None, adopt: bool) -> None:
+    async def _see_through(self, runner: Runner, adopt: bool) -> None:
         """A fault of ours must not leave a job in limbo: look at it again, ever more rarely."""
         for attempt in itertools.count():
             try:
-                await (runner.adopt() if adopt or attempt else runner.begin(stdin))
+                await (runner.adopt() if adopt or attempt else runner.begin())
             except Exception as error:
                 log.exception("run %s", runner.key)
                 self.store.examine(error)
@@ -384,14 +384,10 @@ class Manager:
             else:
                 return
 
-    def mind_stdin(self, job: Job) -> None:
-        """What waits again has its place in the queue, unless its input went with our last life."""
-        if job.spec.get("StandardInput") and job.id not in self._stdin:
-            self.cancel(job, "the service was restarted: its standard input is gone")
-
-    def _drop_stdin(self, job_id: str) -> None:
-        if (stdin := self._stdin.pop(job_id, None)) is not None:
-            os.close(stdin)
+    def mind_input(self, job: Job) -> None:
+        """What waits again has its place in the queue, unless nobody keeps its input any more."""
+        if job.spec.get("StandardInput") and job.id not in self.inputs:
+            self.cancel(job, "its standard input is gone: the process that kept it has ended")
 
     # What people ask for
 
@@ -523,7 +519,9 @@ class Manager:
         """Take up every run that an earlier life left unfinished, then open the queue."""
         await self.allowance.recall(self.store)
         self.leftovers.recall()
+        self.inputs.recall()
         reconcile(self)
+        self.inputs.keep_only(self.jobs)
         self._turnstile.open = True
         self.admit()
 

@@ -244,12 +244,7 @@ def become_writer(user: dict[str, Any]) -> None:
     if limit := user["limits"].get(resource.RLIMIT_FSIZE):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     os.umask(user["umask"])
-    uid, gid = user["uid"], user["gid"]
-    os.setgroups(user["groups"])
-    os.setresgid(gid, gid, gid)
-    os.setresuid(0, uid, 0)
-    if uid != 0:
-        linux.drop_capabilities()
+    linux.act_only_as(user["uid"], user["gid"], user["groups"])
 
 
 class OutFile:

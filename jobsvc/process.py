@@ -23,7 +23,7 @@ class MainProcess:
     exec succeeds.
     """
 
-    def __init__(self, stdin: int | None) -> None:
+    def __init__(self) -> None:
         """Fork first of all: what this process touches before, it would have to touch again."""
         self.stdout, out = os.pipe2(os.O_CLOEXEC)
         self.stderr, err = os.pipe2(os.O_CLOEXEC)
@@ -31,10 +31,8 @@ class MainProcess:
         self.ends = (out, err)
         self.pid = os.fork()
         if self.pid == 0:
-            birth.be_born(childs_gate, stdin, out, err)
+            birth.be_born(childs_gate, out, err)
         childs_gate.close()
-        if stdin is not None:
-            os.close(stdin)
         self.fd = os.pidfd_open(self.pid)
         for fd in (self.gate.fileno(), self.stdout, self.stderr):
             os.set_blocking(fd, False)

@@ -82,7 +82,7 @@ def perform(directory: str) -> None:
     peer.connect(f"{directory}/control")
     peer.send(control.pack_first("hello"))
     peer.send(control.pack("go", control_group=""))
-    run = supervisor.Supervisor(directory, listener, MainProcess(None))
+    run = supervisor.Supervisor(directory, listener, MainProcess())
 
     def take(_events: int) -> None:
         journal.recv(65536)

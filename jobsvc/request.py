@@ -38,6 +38,7 @@ class Request:
         self.sandbox: list[str] = facts.get("sandbox") or []
         self.no_new_privileges: bool = facts.get("no_new_privileges", False)
         self.terminal: list[int] | None = facts.get("terminal")  # rows and columns
+        self.standard_input: str | None = facts.get("standard_input")  # the socket of the porter that keeps it
         self.standard_output: str | None = facts.get("standard_output")
         self.standard_error: str | None = facts.get("standard_error")
         self.runtime_max_usec: int | None = facts.get("runtime_max_usec")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobsvc import __version__, control, sandbox, spec
+from jobsvc import __version__, control, inputs, sandbox, spec
 from jobsvc.config import Config
 from jobsvc.model import Job, Run, Starting, User
 
@@ -20,7 +20,7 @@ RUNS = Path("/run/jobsvc/runs")
 TICKET = "ticket"  # the launcher takes it away before it forks: one request, one supervisor
 BEGUN = "begun"
 FLOCK = "hhqqi4x"  # struct flock of 64-bit offsets: type, whence, start, length, process
-NEWER = ("Script", "Pty", "NoNewPrivileges", *sandbox.KEYS)  # keys that 0.1.0 did not know
+NEWER = ("Script", "Pty", "NoNewPrivileges", "StandardInput", *sandbox.KEYS)  # keys that 0.1.0 did not know
 
 
 def path(key: str) -> Path:
@@ -58,7 +58,7 @@ def build(job: Job, config: Config, sample_memory: bool) -> dict[str, Any]:
         "terminal": [wanted.get("TTYRows", 24), wanted.get("TTYColumns", 80)] if wanted.get("Pty") else None,
         "sandbox": [name for name in sandbox.KEYS if wanted.get(name)],
         "no_new_privileges": wanted.get("NoNewPrivileges", False),
-        "stdin": bool(wanted.get("StandardInput")),
+        "standard_input": str(inputs.FOLDER / job.id) if wanted.get("StandardInput") else None,
         "standard_output": job.output_file("StandardOutput"),
         "standard_error": job.output_file("StandardError"),
         "runtime_max_usec": finite(wanted.get("RuntimeMaxUSec")),

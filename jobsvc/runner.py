@@ -207,7 +207,7 @@ class Runner:
 
     # The life of the run
 
-    async def begin(self, stdin: int | None) -> None:
+    async def begin(self) -> None:
         """Launch the run and see it through."""
         sample = not self._owner.systemd.remembers_memory_peak
         problem, gone = "its supervisor ended before the run began", False
@@ -220,7 +220,7 @@ class Runner:
                 request |= {"output_left": left, "output_step": min(max(left // SHARES, LEAST_STEP), LARGEST_STEP)}
             request["quiet"] = not self._owner.allowance.events_of_run(self.job)
             rundir.write(self.key, request)
-            await self._owner.launcher.launch(self.key, stdin)
+            await self._owner.launcher.launch(self.key)
         except (launch.LauncherGone, OSError) as error:
             log.warning("run %s waits: %s", self.key, error)
             self._owner.hold_off(HOLD_OFF)

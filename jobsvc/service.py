@@ -17,7 +17,7 @@ from dbus_next.signature import Variant
 
 from jobsvc import __version__, interface, wire
 from jobsvc.authority import Authority
-from jobsvc.bus import Bus, Call, close_fds
+from jobsvc.bus import Bus, Call
 from jobsvc.callers import Callers
 from jobsvc.errors import Internal, InvalidArgs, JobsvcError, LimitsExceeded, NoSuchJob
 from jobsvc.interface import JOB, JOBS, KIB, MANAGER, ROOT, Fd, Method, Request
@@ -64,6 +64,7 @@ class Service:
         self._turns, self._large = Turns(), Turns()
         self._senders: dict[str, set[asyncio.Task[None]]] = {}
         bus.on_call = self._arrived
+        bus.on_fds = self._whose_fds
         bus.on_signal = self._left
         jobs.changed = self.subscribers.tell
 
@@ -71,20 +72,29 @@ class Service:
 
     def close(self) -> None:
         """Take no more calls: whoever calls now is answered by the next life of the service, if at all."""
-        self._bus.on_call = close_fds
+        self._bus.on_call = Call.dispose
         self.subscribers.close()
 
     def _arrived(self, call: Call) -> None:
         sender = call.sender or ""
         running = self._senders.setdefault(sender, set())
         if len(running) >= MAX_CALLS:  # whose they are is still to be asked
-            close_fds(call)
+            call.dispose()
             error = LimitsExceeded(f"this connection has {MAX_CALLS} calls under way; wait for an answer")
             self._bus.send_error(call, error.bus_name, str(error))
             return
         task = self._tasks.create_task(self._answer(call))
         running.add(task)
         task.add_done_callback(lambda done: self._answered(sender, done))
+
+    async def _whose_fds(self, call: Call) -> int:
+        """The user whose descriptors these are, if they may come."""
+        found = self._find(call)
+        if not (isinstance(found, Method) and found.fds):
+            raise InvalidArgs(f"{call.member} takes no file descriptors")
+        uid = await self._callers.uid_aside(call)
+        self._manager.inputs.room(uid, self._manager.config.max_inputs_per_user)
+        return uid
 
     def _answered(self, sender: str, task: asyncio.Task[None]) -> None:
         running = self._senders[sender]
@@ -93,13 +103,11 @@ class Service:
             del self._senders[sender]
 
     async def _answer(self, call: Call) -> None:
-        request = None
         try:
             interactive = bool(call.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
             found = self._find(call)
-            if call.unix_fds and not (isinstance(found, Method) and found.fds):
-                close_fds(call)
-                raise InvalidArgs(f"{call.member} takes no file descriptors")
+            if call.refused:
+                raise call.refused
             request = Request(await self._callers.identify(call, interactive), call)
             with self._calls.one(request.caller.user.uid, self._manager.config.max_calls_per_user):
                 await self._read(call, request.caller.user.uid)
@@ -119,7 +127,7 @@ class Service:
             fault = Internal("this is a fault of jobsvc; its journal has the details: journalctl -u jobsvc")
             self._bus.send_error(call, fault.bus_name, str(fault))
         finally:
-            close_fds(call, request.keep_fds if request else set())
+            call.dispose()
 
     async def _read(self, call: Call, uid: int) -> None:
         """Have a large body parsed in a thread, one at a time: the loop goes on with everybody else's calls."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from dbus_next.signature import Variant
@@ -26,11 +27,12 @@ class Starting:
     async def Start(self, request: Request, options: dict[str, Variant]) -> tuple[str, str]:
         typed = wire.unpack(options)
         dry = _dry_run(typed)
-        stdin = _stdin(request, typed)
+        _check_input(request, typed)
         jobs, digests = await self._prepare(request, [typed])
         if dry:
             return "", "/"
-        (job_id,) = await self._accept(jobs, digests, stdin)
+        accept = partial(self._accept_input, request) if request.call.parcel else self._accept
+        (job_id,) = await accept(jobs, digests)
         if jobs[0].spec.get("Pty") and job_id == jobs[0].id:
             self._note_starter(job_id, request.caller.sender, jobs[0].spec)
         return job_id, path_of(job_id)
@@ -78,8 +80,18 @@ class Starting:
             digests.append(mark)
         return jobs, digests
 
-    async def _accept(self, jobs: list[Job], digests: list[str], stdin: int | None = None) -> list[str]:
-        accepted = self._desk.manager.accept(jobs, digests, stdin)
+    async def _accept_input(self, request: Request, jobs: list[Job], digests: list[str]) -> list[str]:
+        """What is kept for a job is there before the job is."""
+        manager, job_id = self._desk.manager, jobs[0].id
+        try:
+            await manager.inputs.keep(job_id, request.call)
+            return await self._accept(jobs, digests)
+        finally:
+            if job_id not in manager.jobs:
+                manager.inputs.discard(job_id)
+
+    async def _accept(self, jobs: list[Job], digests: list[str]) -> list[str]:
+        accepted = self._desk.manager.accept(jobs, digests)
         await self._desk.manager.store.sync()
         return accepted
 
@@ -115,18 +127,16 @@ class Starting:
         return wanted
 
 
-def _stdin(request: Request, typed: wire.Typed) -> int | None:
-    """The descriptor that came for StandardInput."""
-    if "StandardInput" not in typed:
-        if request.call.unix_fds:
-            raise InvalidArgs("a file descriptor came that no key names; StandardInput takes one")
-        return None
-    signature, index = typed["StandardInput"]
-    if signature != "h" or index >= len(request.call.unix_fds):
+def _check_input(request: Request, typed: wire.Typed) -> None:
+    """StandardInput names the one descriptor that came."""
+    came = request.call.parcel.count if request.call.parcel else 0
+    named = "StandardInput" in typed
+    if named and (typed["StandardInput"] != ("h", 0) or not came):
         raise InvalidSpec("StandardInput must be a file descriptor ('h') that comes with the message")
-    typed["StandardInput"] = ("h", True)
-    fd: int = request.call.unix_fds[index]
-    return fd
+    if came > named:
+        raise InvalidArgs("a file descriptor came that no key names; StandardInput takes one")
+    if named:
+        typed["StandardInput"] = ("h", True)
 
 
 def _dry_run(typed: wire.Typed) -> bool:

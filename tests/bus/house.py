@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import jobsvc
 from jobsvc import bus, service
 from jobsvc.authority import Authority
 from jobsvc.callers import Caller, Callers
 from jobsvc.config import Config
 from jobsvc.errors import AccessDenied, Internal
+from jobsvc.inputs import Inputs
 from jobsvc.journal_events import Events
 from jobsvc.logs import Logs
 from jobsvc.manager import Manager
 from jobsvc.model import User
+from jobsvc.porters import Porters
 from jobsvc.service import Service
 from jobsvc.store import Store
 from jobsvc.userdb import Account
@@ -73,10 +78,24 @@ class Systemd:
 
 
 class Launcher:
-    """Nothing starts here."""
+    """Nothing starts here but porters."""
 
-    async def launch(self, run: str, stdin: int | None) -> int:
+    def __init__(self) -> None:
+        self.porters: list[subprocess.Popen[bytes]] = []
+
+    async def launch(self, run: str) -> int:
         raise Internal("nothing starts here")
+
+    async def porter(self, channel: int) -> int:
+        code = "import sys; from jobsvc import porter; porter.enter(int(sys.argv[1]))"
+        argv = [sys.executable, "-c", code, str(channel)]
+        self.porters.append(subprocess.Popen(argv, cwd=Path(jobsvc.__file__).parents[1], pass_fds=[channel]))
+        return self.porters[-1].pid
+
+    def close(self) -> None:
+        for process in self.porters:
+            process.kill()
+            process.wait()
 
 
 class House:
@@ -130,22 +149,28 @@ Scenario = Callable[[House], Awaitable[None]]
 @pytest.fixture(name="house")
 def house_fixture(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scenario], None]:
     """Runs a scenario against the service on the private bus; its queue stays shut."""
-    from jobsvc import ending, rundir
+    from jobsvc import ending, inputs, rundir
 
     for module, name in ((ending, "REPORTS"), (rundir, "RUNS")):
         (tmp_path / name).mkdir()
         monkeypatch.setattr(module, name, tmp_path / name)
+    short = tempfile.TemporaryDirectory()  # for the names of sockets
+    monkeypatch.setattr(inputs, "FOLDER", Path(short.name))
 
     @contextlib.asynccontextmanager
     async def open_house() -> AsyncIterator[House]:
-        public = await bus.Bus(address, fds=True, cap=service.cap).open()
-        client = await bus.Bus(address, addressed=True).open()
-        callers = Callers(public)
+        launcher = Launcher()
+        porters = Porters(launcher)  # type: ignore[arg-type]
+        porters.prepare()
+        public = await bus.Bus(address, fds=True, cap=service.cap, carrier=porters).open()
+        client = await bus.Bus(address, fds=True, addressed=True).open()
+        aside = await bus.Bus(address).open()
+        callers = Callers(public, aside)
         config = Config()
         polkit = Polkit()
         store = Store(tmp_path / "jobs.db")
         events = Events(str(tmp_path / "no-journal"))
-        jobs = Manager(config, store, Systemd(), Launcher(), events)  # type: ignore[arg-type]
+        jobs = Manager(config, store, Systemd(), launcher, events, Inputs(porters))  # type: ignore[arg-type]
         authority = Authority(polkit, callers, config)  # type: ignore[arg-type]
         logs = Logs()
         try:
@@ -159,8 +184,10 @@ def house_fixture(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         finally:
             logs.close()
             store.close()
-            client.disconnect()
-            public.disconnect()
+            for connection in (client, aside, public):
+                connection.disconnect()
+            porters.close()
+            launcher.close()
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:

@@ -120,7 +120,7 @@ def test_signatures_that_others_make_up_are_not_kept() -> None:
     known = set(SignatureTree._cache)
     SignatureTree._cache.clear()
     for data in sent:
-        call = bus._Reader(io.BytesIO(data), None, lambda member: 4096, addressed=False).unmarshall()
+        call = bus._Reader(io.BytesIO(data), lambda member: 4096, addressed=False).unmarshall()
         assert not call.broken
         assert len(call.body) == 1
     assert SignatureTree._cache.keys() <= known

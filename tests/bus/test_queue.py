@@ -610,7 +610,7 @@ def test_what_waits_is_taken_up_by_the_next_life_of_the_service(house: Run, tmp_
         house.manager.commits.flush()
         store = Store(tmp_path / "jobs.db")
         old = house.manager
-        new = Manager(old.config, store, old.systemd, old.launcher, old.events)
+        new = Manager(old.config, store, old.systemd, old.launcher, old.events, old.inputs)
         new.maintenance = True  # nothing is to begin
         await new.reconcile()
         for reason, job_id in waits.items():
@@ -645,7 +645,7 @@ def test_a_further_run_is_committed_before_it_is_launched(house: Run, tmp_path: 
     launched: list[tuple[str, int]] = []
 
     class Launcher:
-        async def launch(self, key: str, stdin: int | None) -> int:
+        async def launch(self, key: str) -> int:
             with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
                 launched.append((key, db.execute("SELECT count(*) FROM runs WHERE number = 2").fetchone()[0]))
             raise LauncherGone("it is busy")

@@ -91,8 +91,9 @@ def kill_supervisors(phase: str, count: int, script: str, seed: int) -> dict[str
 
     def parent(pid: int) -> int:
         try:
-            with open(f"/proc/{pid}/stat") as stat:
-                return int(stat.read().rpartition(")")[2].split()[1])
+            with open(f"/proc/{pid}/stat") as file:
+                name, _, stat = file.read().rpartition(")")
+                return 0 if name.endswith("jobsvc-porter") else int(stat.split()[1])
         except (FileNotFoundError, ProcessLookupError):
             return 0
 

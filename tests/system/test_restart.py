@@ -40,6 +40,40 @@ def gates(machine: Machine) -> Iterator[list[str]]:
     machine.run("rm", *names, user="alice")
 
 
+def test_standard_input_of_what_waits_outlives_service_and_launcher(machine: Machine) -> None:
+    """Only the process that keeps it must not be killed; nobody else has it open."""
+    machine.run("sh", "-c", "echo first > one; echo second > two; echo third > three", user="alice")
+    jobs = {
+        name: machine.run("sh", "-c", f"jobctl start -q --hold -i -- cat < {name}", user="alice")
+        .stdout.decode()
+        .strip()
+        for name in ("one", "two", "three")
+    }
+    keepers = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -cE ' /home/alice/(one|two|three)$'; true"
+    for how in ("restart", "kill"):
+        service(machine, how)
+        assert [status(machine, job)["state"] for job in jobs.values()] == ["queued"] * 3
+    systemctl(machine, "restart", "jobsvc-launcher.service")
+    assert machine.run("sh", "-c", keepers).stdout.strip() == b"3"
+    assert machine.run("pgrep", "-c", "jobsvc-porter").stdout.strip() == b"4"  # and a spare one
+    holds = (
+        "for pid in $(pgrep jobsvc-porter); do readlink /proc/$pid/fd/* | grep -qx /home/alice/two && echo $pid; done"
+    )
+    machine.run("sh", "-c", f"kill -KILL $({holds})")
+    service(machine, "restart")
+    told = ended(machine, jobs["two"])
+    assert (told["result"], told["reason"]) == (
+        "canceled",
+        "its standard input is gone: the process that kept it has ended",
+    )
+    assert jobctl(machine, "stop", jobs["three"]).returncode == 0
+    assert jobctl(machine, "release", jobs["one"]).returncode == 0
+    assert ended(machine, jobs["one"])["result"] == "success"
+    assert jobctl(machine, "logs", jobs["one"]).stdout == b"first\n"
+    machine.wait_until(lambda: machine.run("sh", "-c", keepers).stdout.strip() == b"0", what="the end of the keepers")
+    machine.run("rm", "one", "two", "three", user="alice")
+
+
 def let_go(machine: Machine, gates: list[str]) -> None:
     for gate in gates:
         machine.run("sh", "-c", f"echo > {gate}", user="alice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -53,18 +54,20 @@ def open_as_caller(wanted):
 
 
 outfile.open_as_caller = open_as_caller
-read = pump.Pump.read
 
 
-def read_or_hang(self, stream):
+def or_hang(read):
     # A pipe whose lock somebody holds: nothing but the thread that reads it is to notice.
-    if self.hangs:
-        time.sleep(1000)
-    read(self, stream)
+    def reads(self, *stream):
+        if b"SYSLOG_IDENTIFIER=hangs" in self.streams[0].prefix:
+            time.sleep(1000)
+        read(self, *stream)
+
+    return reads
 
 
-pump.Pump.hangs = property(lambda self: b"SYSLOG_IDENTIFIER=hangs" in self.streams[0].prefix)
-pump.Pump.read = read_or_hang
+pump.Pump.read = or_hang(pump.Pump.read)
+pump.Pump.finish = or_hang(pump.Pump.finish)
 device_of = disk.device_of
 disk.device_of = lambda path: time.sleep(1000) if path.endswith("/hangs") else device_of(path)
 
@@ -106,6 +109,13 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def use_loopback() -> None:
+    """Its interface is there in a network namespace of the tests' own, and down."""
+    request = struct.pack("16sh14x", b"lo", 1)  # IFF_UP, netdevice(7)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, request)  # SIOCSIFFLAGS
 
 
 def parse(datagram: bytes) -> dict[str, bytes]:
@@ -308,6 +318,7 @@ class Stage:
         os.mkdir(self.mount + self.slice)
         self.journal = Journal(f"{self.directory}/journal")
         self.numbers = iter(range(1, 1_000_000))
+        self.kept: list[int] = []  # the porters that keep something
         self.launcher, self.connection = self.launch()
 
     def fresh(self) -> None:
@@ -377,10 +388,33 @@ class Stage:
         control.send_fds(self.connection, packet, list(fds))
         return control.unpack_first(self.connection.recv(4096))
 
+    def keep(self, fd: int, uid: int = NOBODY.pw_uid) -> tuple[str, int]:
+        """Have a porter keep a descriptor, as if it had come with a message of the bus: where, and its pid."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        bus, peer = socket.socketpair()
+        path = f"{self.directory}/input-{next(self.numbers)}"
+        with ours, bus, peer, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            ours.settimeout(20)
+            with theirs:
+                control.send_fds(self.connection, control.pack_first("porter", run="p"), [theirs.fileno()])
+                answer = control.unpack_first(self.connection.recv(4096))
+            bus.setblocking(False)
+            socket.send_fds(peer, [b"x" * 20], [fd])
+            control.send_fds(ours, control.pack("take", uid=uid), [bus.fileno()])
+            assert control.unpack(ours.recv(4096)) == {"type": "read", "count": 1}
+            assert bus.recv(99) == b"x" * 4
+            door.bind(path)
+            control.send_fds(ours, control.pack("keep"), [door.fileno()])
+            assert control.unpack(ours.recv(4096)) == {"type": "kept"}
+        self.kept.append(answer["pid"])
+        return path, answer["pid"]
+
     def start(self, *command: str, stdin: int | None = None, **facts: Any) -> Run:
         """Launch and connect, not yet go."""
+        if stdin is not None:
+            facts["standard_input"], _ = self.keep(stdin)
         key = self.prepare(self.request(*command, **facts))
-        answer = self.ask(key, () if stdin is None else (stdin,))
+        answer = self.ask(key)
         assert answer["type"] == "launched", answer
         return Run(self, key, answer["pid"])
 
@@ -404,6 +438,9 @@ class Stage:
     def close(self) -> None:
         self.launcher.kill()
         self.launcher.wait()
+        for pid in self.kept:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.connection.close()
         for directory, _, _ in os.walk(self.mount + self.slice, topdown=False):
             for pid in Path(f"{directory}/cgroup.procs").read_text(encoding="ascii").split():

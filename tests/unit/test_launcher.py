@@ -54,6 +54,7 @@ def test_what_is_no_launch_is_answered_with_an_error(stage: Stage, data: bytes) 
 
 
 def test_descriptors_that_were_not_asked_for_are_closed(stage: Stage) -> None:
+    stage.run("true")
     fds = f"/proc/{stage.launcher.pid}/fd"
     before = len(os.listdir(fds))
     key = stage.prepare(stage.request("true"))

@@ -10,7 +10,8 @@ import jobsvc
 
 ROOT = Path(jobsvc.__file__).parent
 WORDS = frozenset(
-    "__init__ errors quantity moment kinds spec model config events control wire bus message chunks formats".split()
+    "__init__ errors quantity moment kinds spec model config events control wire bus inflow message chunks "
+    "formats".split()
 )
 DOORS = frozenset("client client_bus client_logs render cli".split())
 STDLIB_ONLY = frozenset("launcher supervisor".split())

@@ -60,7 +60,7 @@ class Owner:
     def events_of_run(self, job: Job) -> bool:
         return True
 
-    async def launch(self, key: str, stdin: int | None) -> int:
+    async def launch(self, key: str) -> int:
         raise launch.LauncherGone("it hangs")
 
     async def usage(self, unit: str) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def test_what_goes_back_to_the_queue_does_not_go_in_circles(files: None, adopted
 
 def test_what_is_stopped_while_the_launcher_hangs_was_stopped(files: None) -> None:
     one, owner = owned(Stopping("enough"))
-    asyncio.run(one.begin(None))
+    asyncio.run(one.begin())
     end = one.job.run.phase
     assert isinstance(end, Finished)
     assert (end.result, end.reason) == (Result.STOPPED, "stopped before it began")
