@@ -20,6 +20,9 @@ from machine.host import SLOW, HostError, asks_systemd, say
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 
+# As udev has it where it runs: for everybody (/usr/lib/udev/rules.d/50-udev-default.rules).
+_FUSE = "rm -f /dev/fuse && mknod -m 666 /dev/fuse c 10 229"
+
 USERS = {"alice": (1000, []), "bob": (1001, []), "carol": (1002, ["jobsvc-viewer"])}
 USERS |= {"dave": (1003, ["jobsvc-admin"])}
 
@@ -136,7 +139,9 @@ class Machine(Guest):
         argv = ["/usr/bin/systemd-nspawn", "--quiet", "-D", str(self.root), "--boot"]
         argv += ["--register=no", "--private-network", f"--machine={name}"]
         argv += ["--link-journal=no", "--resolv-conf=off", "--timezone=off"]
-        if not asks_systemd():
+        if asks_systemd():
+            argv.append("--property=DeviceAllow=/dev/fuse rw")
+        else:
             # Nobody to ask for a unit of its own: it stays where we are.
             argv.append("--keep-unit")
         console = (self.place / "console.log").open("ab")
@@ -176,6 +181,7 @@ class Machine(Guest):
                 asked = self.run("systemctl", "is-system-running", "--wait", check=False)
                 state = asked.stdout.decode().strip() or asked.stderr.decode().strip()
                 if state in {"running", "degraded"}:
+                    self.run("sh", "-c", _FUSE)
                     return
             time.sleep(0.02)
         console = (self.place / "console.log").read_text(errors="replace")
