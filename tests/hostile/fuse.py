@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 COMM = "hostile-fuse"  # by which whoever made sure of the end finds the servers
@@ -179,14 +179,16 @@ class Server:
                 self.report.send(what.encode())
 
 
+_mounts: list[Mount] = []
+
+
 class Mount:
     """A mounted file system, its server's process, and what that tells of the rules it followed."""
 
-    def __init__(self, path: str, server: int, report: socket.socket, device: int) -> None:
+    def __init__(self, path: str, server: int, report: socket.socket) -> None:
         self.path = path
         self.server = server
         self.report = report
-        self.device = device  # the number of the connection in fusectl
 
     @property
     def file(self) -> str:
@@ -250,7 +252,15 @@ def _mount(
             os._exit(0)
     os.close(fd)
     telling.close()
-    return Mount(path, pid, told, os.minor(os.stat(path).st_dev))
+    mount = Mount(path, pid, told)
+    _mounts.append(mount)
+    return mount
+
+
+def abort_all() -> None:
+    """Each that this process has mounted. Before it ends: to close what it has open may hang it, too."""
+    for mount in _mounts:
+        mount.abort()
 
 
 def _become_server(fd: int, kept: set[int]) -> None:
@@ -276,16 +286,6 @@ def main(path: str, uid: int, rules: list[str]) -> None:
     print(mount.server, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         os.waitpid(mount.server, 0)
-
-
-@contextlib.contextmanager
-def mounted(*rules: str) -> Iterator[Mount]:
-    """private(), ended with the block."""
-    mount = private(*rules)
-    try:
-        yield mount
-    finally:
-        mount.abort()
 
 
 if __name__ == "__main__":
