@@ -1,6 +1,6 @@
 """Runs on this machine, in the namespaces of the one under test: `python3 -m fuzz DIRECTORY UID SECONDS SEED [JOB…]`.
 
-DIRECTORY holds the socket of its system bus; to the jobs, which are other users', nothing may happen.
+DIRECTORY is its /run/dbus, with the socket of the system bus; to the jobs, which are other users', nothing may happen.
 Prints how many calls were answered, and with what.
 """
 
@@ -21,15 +21,18 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from jeepney import DBusAddress, MessageFlag, MessageType, new_method_call
+from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, new_method_call, new_signal
 from jeepney.io.blocking import DBusConnection, prep_socket
 from jeepney.low_level import SizeLimitError
-from jeepney.wrappers import unwrap_msg
+from jeepney.wrappers import DBusErrorResponse, unwrap_msg
 
 from fuzz import words
+from hostile import fuse, things
 
 NAME = "org.jobsvc1"
 ANSWER_WITHIN = 60.0  # ReadLogs may be asked to wait for 30
+RULES = ("FLUSH=never,-dbus-daemon", "READ=never")  # the bus daemon closes what it passed on: that is its affair
+LOCKED = 8  # pipes of Logs that are read into pages which never come
 FLAGS = (0, 0, 0, 0, 1, 2, 4, 5)
 # Whatever is asked, it is one of these that says no; a fault of the service is none of them.
 ERRORS = frozenset(
@@ -105,6 +108,40 @@ class Target:
             if hasattr(value, "to_raw_fd"):
                 os.close(value.to_raw_fd())
 
+    def names(self) -> list[str]:
+        """All that the service is called on the bus, on whichever of its connections."""
+        ours = self._ask(new_method_call(self._bus, "GetConnectionUnixProcessID", "s", (NAME,)))
+        names = [name for name in self._ask(new_method_call(self._bus, "ListNames"))[0] if name.startswith(":")]
+        found = []
+        for name in names:
+            with contextlib.suppress(DBusErrorResponse):  # it has just gone
+                if self._ask(new_method_call(self._bus, "GetConnectionUnixProcessID", "s", (name,))) == ours:
+                    found.append(name)
+        return found
+
+    def hand(self, one: words.Handed, name: str) -> None:
+        """Descriptors that nobody has asked for."""
+        body = (list(one.fds),)
+        if one.how != "signal":
+            self.call(one.path, one.of, one.member, "ah", body, int(one.how != "call"))
+            return
+        message = new_signal(DBusAddress(one.path, interface=one.of), one.member, "ah", body)
+        message.header.fields[HeaderFields.destination] = name
+        with contextlib.suppress(OSError):  # more descriptors than may be under way
+            self.connection.send(message)
+        self.told["signal"] += 1
+
+    def lock(self, job: str, own: int) -> int:
+        """A child that reads a job's output into a page that never comes, and so holds the pipe."""
+        at = DBusAddress(words.ROOT, NAME, f"{NAME}.Manager")
+        pipe = self._ask(new_method_call(at, "Logs", "sa{sv}", (job, {"Follow": ("b", True)})))[0].to_raw_fd()
+        pid = os.fork()
+        if not pid:
+            things.Page(own, writable=True).read(pipe)
+            os._exit(0)
+        os.close(pipe)
+        return pid
+
     def still_there(self) -> None:
         """It never left the bus."""
         self.connect()
@@ -113,11 +150,23 @@ class Target:
 
 
 def main(directory: str, uid: int, duration: float, seed: int, others: list[str]) -> None:
-    faulthandler.dump_traceback_later(duration + ANSWER_WITHIN, exit=True)
     os.chdir(directory)
+    machine = f"{directory}/../.."
+    device, proc = (os.open(f"{machine}/{path}", os.O_PATH) for path in ("dev/fuse", "proc"))
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+    lifetime = int(duration + 2 * ANSWER_WITHIN)
+    mount = fuse.private(*RULES, device=f"/proc/self/fd/{device}", proc=proc, lifetime=lifetime)  # before any thread
+    try:
+        fuzz(mount.open(), duration, seed, others)
+    finally:  # or our own end would hang
+        mount.abort()
+        things.release()
+
+
+def fuzz(own: int, duration: float, seed: int, others: list[str]) -> None:
+    faulthandler.dump_traceback_later(duration + ANSWER_WITHIN, exit=True)
     target = Target()
     jobs = [target.start() for _ in range(3)]
     manager = words.methods(target.introspect(words.ROOT))
@@ -143,6 +192,17 @@ def main(directory: str, uid: int, duration: float, seed: int, others: list[str]
             found.append(error)
             raise
 
+    names = target.names()
+
+    def hand(one: words.Handed, name: str) -> None:
+        try:
+            target.hand(one, name)
+        except Exception as error:
+            print("this was handed over:", one, name, file=sys.stderr)
+            traceback.print_exc()
+            found.append(error)
+            raise
+
     for entry in entries:  # each once, however little time there is
         some = settings(**SETTINGS, max_examples=1)(given(calls(entry))(send))
         hypothesis.seed(seed)(some)()
@@ -154,9 +214,21 @@ def main(directory: str, uid: int, duration: float, seed: int, others: list[str]
             raise TimeUp
         send(call)
 
+    @settings(**SETTINGS, max_examples=50)
+    @given(words.handed(entries, own), st.sampled_from(names))
+    def anything(one: words.Handed, name: str) -> None:
+        if time.monotonic() > deadline:
+            raise TimeUp
+        hand(one, name)
+
+    readers: list[int] = []
+
     with contextlib.suppress(TimeUp):
         while True:
             hypothesis.seed(seed)(any_of_them)()
+            hypothesis.seed(seed)(anything)()
+            if len(readers) < LOCKED:
+                readers.append(target.lock(jobs[0], own))
             seed += 1
             target.still_there()
     target.still_there()

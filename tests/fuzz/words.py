@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-import socket
-import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
 
+from hostile import things
 from jobsvc import interface, spec
 
 ROOT = interface.ROOT
@@ -28,6 +26,14 @@ SIGNATURES = (
     *("a(ss)", "(sv)", "aas", "aaas", "a{s(ii)}", "a{ua{sv}}", "aa{sv}", "((((s))))", "a(a(a(s)))", "av"),
     *("h", "ah", "v"),
 )
+STRAY = [
+    ("org.freedesktop.DBus.Peer", "Ping"),
+    ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
+    ("org.freedesktop.systemd1.Manager", "JobRemoved"),
+    ("org.freedesktop.login1.Manager", "PrepareForShutdown"),
+    ("org.freedesktop.DBus", "NameOwnerChanged"),
+    ("no.such.Interface", "Nothing"),
+]
 COMMANDS = (
     ["true"],
     ["sh", "-c", "echo hi; exit 3"],
@@ -134,25 +140,32 @@ paths = st.sampled_from(
 
 @functools.cache
 def descriptors() -> tuple[int, ...]:
-    """One of each kind there is; none of them keeps a job waiting that reads it."""
-    read, write = os.pipe()
-    os.close(write)
-    ours, theirs = socket.socketpair()
-    theirs.close()
-    with tempfile.TemporaryDirectory() as folder:
-        os.mkfifo(f"{folder}/fifo")
-        fifo = os.open(f"{folder}/fifo", os.O_RDONLY | os.O_NONBLOCK)
-    return (
-        *(
-            read,
-            os.open("/dev/null", os.O_WRONLY),
-            ours.detach(),
-            fifo,
-            os.memfd_create("fuzz"),
-            os.eventfd(0, os.EFD_NONBLOCK),
-        ),
-        *(os.open("/", os.O_PATH), os.open("/", os.O_DIRECTORY), os.open("/dev/zero", os.O_RDWR)),
-    )
+    """One of each kind there is; no command in here reads one that would keep its job waiting."""
+    return tuple(make() for make in things.THINGS.values())
+
+
+@dataclass(frozen=True)
+class Handed:
+    """Descriptors that nobody has asked for: with a call, with one that wants no answer, with a signal."""
+
+    how: str
+    path: str
+    of: str
+    member: str
+    fds: tuple[int, ...]
+
+
+def handed(entries: list[Entry], own: int) -> st.SearchStrategy[Handed]:
+    """`own` is a file of a file system of ours, which has the worst answers."""
+    one = st.one_of(st.sampled_from(descriptors()), st.just(own))
+    called = st.sampled_from([(entry.of, entry.name) for entry in entries] + STRAY)
+    where = st.one_of(st.just(ROOT), paths)
+    return st.tuples(
+        st.sampled_from(["call", "call without an answer", "signal"]),
+        where,
+        called,
+        st.lists(one, min_size=1, max_size=16).map(tuple),
+    ).map(lambda four: Handed(four[0], four[1], *four[2], four[3]))
 
 
 @functools.cache

@@ -15,12 +15,12 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 COMM = "hostile-fuse"  # by which whoever made sure of the end finds the servers
 NEVER = "never"
+LIFETIME = 600  # seconds, after which a server ends whatever has become of those who were to end it
 SIZE = 1 << 20
 _ROOT, _FILE = 1, 2
 _NOBODY = 65534
@@ -58,7 +58,7 @@ _UNANSWERED = {"FORGET", "BATCH_FORGET", "INTERRUPT"}
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 0x4000, 1 << 18
-_PR_SET_NAME, _PR_SET_PDEATHSIG = 15, 1
+_PR_SET_NAME = 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -213,24 +213,35 @@ class Mount:
             os.waitpid(self.server, 0)
 
 
-def private(*rules: str, device: str = "/dev/fuse", proc: int | None = None) -> Mount:
-    """In a user and mount namespace of its own, which this process is in from now on. No right is needed for it."""
+def private(*rules: str, device: str = "/dev/fuse", proc: int | None = None, lifetime: int = LIFETIME) -> Mount:
+    """In a user and mount namespace of its own, which this process is in from now on. No right is needed for it.
+
+    `proc` is a directory of processes as the callers are numbered, if that is not /proc.
+    """
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount")
-    return _mount([rule(text) for text in rules], tempfile.mkdtemp(), device, proc, uid, gid, b"")
+    return _mount([rule(text) for text in rules], "/mnt", uid, gid, device=device, proc=proc, lifetime=lifetime)
 
 
 def public(path: str, uid: int, gid: int, *rules: str) -> Mount:
     """Where all can see it, served by this user: as root, what the setuid program fusermount does for anybody."""
-    return _mount([rule(text) for text in rules], path, "/dev/fuse", None, uid, gid, b",allow_other")
+    return _mount([rule(text) for text in rules], path, uid, gid, options=b",allow_other")
 
 
 def _mount(
-    rules: Sequence[Rule], path: str, device: str, proc: int | None, uid: int, gid: int, options: bytes
+    rules: Sequence[Rule],
+    path: str,
+    uid: int,
+    gid: int,
+    *,
+    options: bytes = b"",
+    device: str = "/dev/fuse",
+    proc: int | None = None,
+    lifetime: int = LIFETIME,
 ) -> Mount:
     fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     words = b"fd=%d,rootmode=40000,user_id=%d,group_id=%d" % (fd, uid, gid) + options
@@ -242,7 +253,7 @@ def _mount(
     if not pid:
         try:
             told.close()
-            _become_server(fd, {telling.fileno(), proc, 2})
+            _become_server({fd, telling.fileno(), proc}, lifetime)
             if os.getuid() != uid:
                 os.setgroups([])
                 os.setresgid(gid, gid, gid)
@@ -263,13 +274,14 @@ def abort_all() -> None:
         mount.abort()
 
 
-def _become_server(fd: int, kept: set[int]) -> None:
-    """Hold nothing of anybody else's; not even by a signal for the group does it end before it is to."""
+def _become_server(kept: set[int], lifetime: int) -> None:
+    """Hold nothing of anybody else's; a signal for the group of whoever started it is not for it."""
     os.setsid()
     _libc.prctl(_PR_SET_NAME, COMM.encode(), 0, 0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(lifetime)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in {fd, *kept}:
+        if int(name) not in kept:
             with contextlib.suppress(OSError):
                 os.close(int(name))
 

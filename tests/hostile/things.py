@@ -14,15 +14,28 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.write.argtypes = _libc.read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _libc.write.restype = _libc.read.restype = ctypes.c_ssize_t
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
 _libc.mmap.restype = ctypes.c_void_p
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
-_kept: list[object] = []  # other ends that are to stay open as long as this process
+_kept: list[Closable] = []  # other ends that are to stay open as long as this process
+
+
+def release() -> None:
+    """Close the other ends: before this process ends, which would linger, too."""
+    while _kept:
+        _kept.pop().close()
 
 
 def lingering() -> int:

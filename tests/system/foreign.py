@@ -54,7 +54,7 @@ def census(machine: Machine) -> dict[str, Any]:
     return told
 
 
-def assert_no_more(machine: Machine, before: dict[str, Any], timeout: float = 30) -> None:
+def assert_no_more(machine: Machine, before: dict[str, Any], timeout: float = 30, growth: int = GROWTH) -> None:
     """Wait until there is nothing beyond what there was; the same two processes all along, if they are to be."""
     now: dict[str, Any] = {}
 
@@ -63,7 +63,7 @@ def assert_no_more(machine: Machine, before: dict[str, Any], timeout: float = 30
         return all(
             now[unit][what] <= before[unit][what] + more
             for unit in UNITS
-            for what, more in (("processes", 0), ("descriptors", 5), ("memory", GROWTH))
+            for what, more in (("processes", 0), ("descriptors", 5), ("memory", growth))
         )
 
     try:
@@ -86,7 +86,6 @@ def end_all(machine: Guest) -> None:
     machine.wait_until(
         lambda: machine.run("pgrep", "-x", COMM, check=False).returncode == 1, what="the file systems to end"
     )
-
 
 
 @contextlib.contextmanager
@@ -151,13 +150,15 @@ class Actor:
 
 
 def measure() -> Iterator[dict[str, list[float]]]:
-    """bob's jobs, one after the other, until he is asked how long they took."""
+    """Jobs of the second user's, one after the other, until it is asked how long they took."""
     took: dict[str, list[float]] = {"start": [], "status": []}
     try:
         bus = Bus(fds=False)  # noqa: F821
         bus.call("Subscribe")
         yield took
-        while not took["start"] or not select.select([sys.stdin], [], [], 0.1)[0]:  # noqa: F821
+        last = False
+        while not last:
+            last = bool(select.select([sys.stdin], [], [], 0.1)[0])  # noqa: F821
             at = time.monotonic()  # noqa: F821
             took["start"].append(60.0)  # until it is known
             job = bus.start("true")
@@ -176,9 +177,9 @@ def measure() -> Iterator[dict[str, list[float]]]:
 
 
 @contextlib.contextmanager
-def nothing_changes_for_bob(machine: Machine) -> Iterator[None]:
-    """bob works during the block, and at least once with all that is done in it."""
-    with acting(machine, measure, user="bob") as bob:
+def nothing_changes_for_bob(machine: Machine, user: str = "bob") -> Iterator[None]:
+    """bob, or whoever is the second one, works during the block and once after all that is done in it."""
+    with acting(machine, measure, user=user) as bob:
         bob.next()
         yield
         took = bob.next()

@@ -65,6 +65,7 @@ def test_standard_input_that_hangs_who_closes_it(machine: Machine, what: str) ->
 def with_any_message(kind: str, rules: list[str]) -> Iterator[Any]:
     """The descriptor with every kind of call, and with signals to each of the service's connections."""
     import jeepney
+
     from hostile import fuse, things
 
     mount = fuse.private(*rules) if kind == "fuse" else None
@@ -267,7 +268,7 @@ def typed_rights(rules: list[str]) -> Iterator[Any]:
     for packet in (b"i", b"ix\n", b"w\x01", b"w\0\0\0\0", b"?", b"", b"i" + b"y" * 3000 + b"\n"):
         client = bus.call("Attach", "sa{sv}", job, {}).to_socket()
         client.settimeout(2)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # noqa: F821
             for number in range(0, len(fds), 8):
                 rights = array.array("i", fds[number : number + 8])
                 client.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])  # noqa: F821

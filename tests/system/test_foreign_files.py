@@ -64,7 +64,9 @@ def test_no_pseudo_file_believes_who_writes_it(machine: Machine) -> None:
             if "self" not in path:
                 assert machine.run("cat", path, check=False).stdout == before, path
     finally:
-        machine.run("sh", "-c", f"kill {mine} {bobs}; rm -f /dev/mqueue/foreign; sleep 0.1; rmdir /sys/fs/cgroup/foreign")
+        machine.run(
+            "sh", "-c", f"kill {mine} {bobs}; rm -f /dev/mqueue/foreign; sleep 0.1; rmdir /sys/fs/cgroup/foreign"
+        )
 
 
 def test_a_limit_of_the_size_of_files_holds(machine: Machine) -> None:
@@ -92,7 +94,9 @@ def disk(machine: Machine) -> Iterator[str]:
 
 
 def test_what_a_disk_keeps_for_root_is_not_for_output(machine: Machine, disk: str) -> None:
-    free = int(machine.run("stat", "-f", "-c", "%a", disk).stdout) * int(machine.run("stat", "-f", "-c", "%S", disk).stdout)
+    free = int(machine.run("stat", "-f", "-c", "%a", disk).stdout) * int(
+        machine.run("stat", "-f", "-c", "%S", disk).stdout
+    )
     words = ("-p", f"StandardOutput=append:{disk}/out")
     done = jobctl(machine, "run", *words, "--", "head", "-c", "7000000", "/dev/zero", timeout=60)
     assert len(done.stdout) == 7_000_000
@@ -140,7 +144,7 @@ def hanging() -> dict[str, list[Any]]:
     """For inside(), as root: every process that waits for an answer, or behind one that does; what it is and may."""
     told = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: F821
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # noqa: F821
             with open(f"/proc/{pid}/status") as file:
                 lines = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
             with open(f"/proc/{pid}/wchan") as file:

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from foreign import assert_no_more, census, mains, nothing_changes_for_bob
 from story import assert_nothing_left, in_state, inside, start, status, systemctl
 
 from machine import scale
@@ -15,14 +16,6 @@ from machine.nspawn import USERS, Machine
 
 SECONDS = float(os.environ.get("JOBSVC_FUZZ_SECONDS", scale.times("6", "120")))
 GROWTH = 12_000 if SECONDS < 60 else 30_000  # KiB, most of it of bodies of a megabyte and their threads
-
-
-def held(machine: Machine) -> tuple[str, int, int]:
-    """The service's process, its descriptors, and KiB of its memory."""
-    pid = systemctl(machine, "show", "-P", "MainPID", "jobsvc.service")
-    count = len(machine.run("ls", f"/proc/{pid}/fd").stdout.split())
-    (resident,) = [line for line in machine.read(f"/proc/{pid}/status").splitlines() if line.startswith(b"VmRSS")]
-    return pid, count, int(resident.split()[1])
 
 
 def fuzz(machine: Machine, seconds: float, seed: int, *others: str) -> dict[str, object]:
@@ -54,8 +47,9 @@ def test_whatever_is_sent_is_answered(machine: Machine) -> None:
     assert_nothing_left(machine)
     others = [start(machine, "--", "sleep", "600", user=user) for user in ("alice", "root")]
     before = [in_state(machine, job, "running", user="root") for job in others]
-    pid, descriptors, memory = held(machine)
-    told = fuzz(machine, SECONDS, seed, *others)
+    counted = census(machine)
+    with nothing_changes_for_bob(machine, "alice"):  # bob is who does it
+        told = fuzz(machine, SECONDS, seed, *others)
     print(told)
     assert told["missed"] == []
     for job, was in zip(others, before, strict=True):
@@ -63,6 +57,5 @@ def test_whatever_is_sent_is_answered(machine: Machine) -> None:
         assert {key: now[key] for key in was if key != "usage"} == {key: was[key] for key in was if key != "usage"}
     inside(machine, stop_all, user="root", timeout=90)
     assert_nothing_left(machine)  # no job, and no traceback in the journal
-    machine.wait_until(lambda: held(machine)[1] <= descriptors + 5, what="descriptors to be closed")
-    assert held(machine)[0] == pid
-    assert held(machine)[2] < memory + GROWTH
+    assert_no_more(machine, counted, growth=GROWTH)
+    assert mains(census(machine)) == mains(counted)
