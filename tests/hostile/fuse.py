@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 COMM = "hostile-fuse"  # by which whoever made sure of the end finds the servers
 NEVER = "never"
-LIFETIME = 600  # seconds, after which a server ends whatever has become of those who were to end it
+LIFETIME = 300  # seconds, after which a server ends whatever has become of those who were to end it
 SIZE = 1 << 20
 _ROOT, _FILE = 1, 2
 _NOBODY = 65534

@@ -15,6 +15,7 @@ from machine.nspawn import USERS, Guest, Machine
 HOSTILE = Path(__file__).parents[1] / "hostile"
 PLACE = "/opt/hostile"
 WITH = {"PYTHONPATH": "/opt"}
+MOUNTED = "/mnt/hostile"
 COMM = "hostile-fuse"  # of the servers (hostile/fuse.py)
 UNITS = ("jobsvc", "jobsvc-launcher")
 START_WITHIN = 10.0  # seconds; half a second without anything in the way, more where other tests keep both processors
@@ -76,16 +77,42 @@ def mains(told: dict[str, Any]) -> list[int]:
     return [told[unit]["main"] for unit in UNITS]
 
 
-def end_all(machine: Guest) -> None:
-    """No process of alice's and no file system of hers is left, whatever has gone wrong.
+def killed_all(uid: int, comm: str) -> int:
+    """For inside(), as root: SIGKILL for all of this user's processes; how many there were.
 
-    The servers first: what hangs on them ends then, and only then.
+    The servers go first: what hangs on them ends then, and only then. `pkill` and `ps` would hang, too: they read
+    what the kernel keeps locked while an exec closes descriptors (exec_update_lock), of which comm and status are not.
     """
-    machine.run("sh", "-c", f"pkill -KILL -x {COMM}; true")
-    machine.run("sh", "-c", "pkill -KILL -u alice; umount -l /mnt/hostile 2>/dev/null; true")
-    machine.wait_until(
-        lambda: machine.run("pgrep", "-x", COMM, check=False).returncode == 1, what="the file systems to end"
-    )
+
+    def those(servers: bool) -> list[int]:
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: F821
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as name, open(f"/proc/{pid}/status") as file:
+                lines = dict(line.split(None, 1) for line in file)
+                if int(lines["Uid:"].split()[0]) != uid or lines["State:"].startswith("Z"):
+                    continue
+                if not servers or name.read().strip() == comm:
+                    found.append(int(pid))
+        return found
+
+    count = 0
+    for servers in (True, False):
+        deadline = time.monotonic() + 20  # noqa: F821
+        while (pids := those(servers)) and time.monotonic() < deadline:  # noqa: F821
+            count += len(pids)
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)  # noqa: F821
+            time.sleep(0.05)  # noqa: F821
+        assert not pids, pids
+    return count
+
+
+def end_all(machine: Machine, user: str = "alice") -> None:
+    """No process of this user's is left and no file system that one served, whatever has gone wrong."""
+    uid, _ = USERS[user]
+    inside(machine, killed_all, uid, COMM, user="root")
+    machine.run("sh", "-c", f"umount -l {MOUNTED} 2>/dev/null; true")
 
 
 @contextlib.contextmanager
@@ -210,7 +237,7 @@ def restart(machine: Machine, *argv: str) -> None:
 
 
 @contextlib.contextmanager
-def mounted(machine: Machine, *rules: str, path: str = "/mnt/hostile", user: str = "alice") -> Iterator[str]:
+def mounted(machine: Machine, *rules: str, path: str = MOUNTED, user: str = "alice") -> Iterator[str]:
     """A file system of alice's where all see it: the path of its file."""
     machine.run("mkdir", "-p", path)
     uid, _ = USERS[user]
@@ -222,5 +249,5 @@ def mounted(machine: Machine, *rules: str, path: str = "/mnt/hostile", user: str
             assert server, process.stderr.read() if process.stderr else ""
             yield f"{path}/file"
         finally:
-            machine.run("sh", "-c", f"pkill -KILL -x {COMM}; umount -l {path}; true")
+            end_all(machine, user)
             process.wait(20)

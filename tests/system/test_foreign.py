@@ -149,7 +149,15 @@ def test_an_error_of_close_is_nobodys_end(machine: Machine) -> None:
 
 
 IN_THE_JOB = "import os, sys; from hostile import things; page = things.Page(0); print('on', flush=True); {0}"
+# Its exec hangs when it closes a descriptor: whoever reads /proc/PID/stat of it hangs as well, on Linux 6.18.
+EXEC = """import os
+from hostile import things
+print('on', flush=True)
+open('/proc/self/comm', 'w').write('evil')
+os.dup(0)
+os.execv('/bin/sleep', ['sleep', '600'])"""
 WRITERS = {
+    "exec": EXEC,
     "main": IN_THE_JOB.format("page.write(1)"),
     "a child": IN_THE_JOB.format("os.fork() or page.write(1); import time; time.sleep(600)"),
     "outside": "import time; print('on', flush=True); time.sleep(600)",
@@ -157,10 +165,10 @@ WRITERS = {
 
 
 def pipe_held(writer: str, source: str, limit: int) -> Iterator[Any]:
-    """The pipe that is a job's standard output is locked by a write of a page that never comes."""
+    """The pipe that is a job's standard output is locked by a write of a page that never comes; or its exec hangs."""
     from hostile import fuse, things
 
-    mount = fuse.private("READ=never")
+    mount = fuse.private("READ=never", "FLUSH=never,+evil")
     fd = mount.open()
     bus = Bus()  # noqa: F821
     spec = {"StandardInput": ("h", fd), "TimeoutStopUSec": ("t", 2_000_000), "Environment": ("as", ["PYTHONPATH=/opt"])}
