@@ -1,4 +1,4 @@
-"""A file system of an ordinary user's with one file in it, which decides for each operation what is answered.
+"""A file system of an ordinary user's with the files "file", "file1", "file2" … in it, which decides for each operation what is answered.
 
 Raw /dev/fuse (linux/fuse.h, protocol 7.31), no libfuse. What is never answered hangs whoever asked, unkillably, on the
 kernel of the host too. It ends when the last descriptor of the connection is closed: only the server's process has
@@ -129,7 +129,7 @@ class Server:
 
     def _answer(self, operation: str, node: int, uid: int, pid: int, body: bytes) -> bytes | int | None:
         """The body of the answer, an errno, or None for none at all."""
-        if node == _FILE or operation == "WRITE":
+        if node >= _FILE:
             comm = self._comm(pid)
             for one in self.rules:
                 if one.fits(operation, comm, uid):
@@ -139,9 +139,11 @@ class Server:
             case "INIT":
                 return struct.pack("<4I2H2I2H8I", 7, 31, 0, 1 << 5, 64, 48, 1 << 16, 1, 16, *[0] * 9)
             case "LOOKUP":
-                if body.rstrip(b"\0") != b"file":
+                name, _, number = body.rstrip(b"\0").partition(b"file")
+                if name or not (number.isdigit() or not number):
                     return errno.ENOENT
-                return struct.pack("<4Q2I", _FILE, 0, 0, 0, 0, 0) + self._attributes(_FILE)
+                node = _FILE + int(number or 0)
+                return struct.pack("<4Q2I", node, 0, 0, 0, 0, 0) + self._attributes(node)
             case "GETATTR" | "SETATTR":
                 return struct.pack("<Q2I", 0, 0, 0) + self._attributes(node)
             case "OPEN" | "OPENDIR":

@@ -88,8 +88,8 @@ def killed_all(uid: int, comm: str) -> int:
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: F821
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as name, open(f"/proc/{pid}/status") as file:
-                lines = dict(line.split(None, 1) for line in file)
-                if int(lines["Uid:"].split()[0]) != uid or lines["State:"].startswith("Z"):
+                lines = {name: value.split() for name, _, value in (line.partition(":") for line in file)}
+                if int(lines["Uid"][0]) != uid or lines["State"][0] == "Z":
                     continue
                 if not servers or name.read().strip() == comm:
                     found.append(int(pid))

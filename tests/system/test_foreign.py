@@ -149,7 +149,8 @@ def test_an_error_of_close_is_nobodys_end(machine: Machine) -> None:
 
 
 IN_THE_JOB = "import os, sys; from hostile import things; page = things.Page(0); print('on', flush=True); {0}"
-# Its exec hangs when it closes a descriptor: whoever reads /proc/PID/stat of it hangs as well, on Linux 6.18.
+# Its exec hangs when it closes a descriptor: with Linux 6.18 whoever reads /proc/PID/stat of it hangs as well, also `ps`
+# on the host that the machine runs on.
 EXEC = """import os
 from hostile import things
 print('on', flush=True)
@@ -168,7 +169,7 @@ def pipe_held(writer: str, source: str, limit: int) -> Iterator[Any]:
     """The pipe that is a job's standard output is locked by a write of a page that never comes; or its exec hangs."""
     from hostile import fuse, things
 
-    mount = fuse.private("READ=never", "FLUSH=never,+evil")
+    mount = fuse.private("READ=never", "FLUSH=never,+evil", lifetime=60)
     fd = mount.open()
     bus = Bus()  # noqa: F821
     spec = {"StandardInput": ("h", fd), "TimeoutStopUSec": ("t", 2_000_000), "Environment": ("as", ["PYTHONPATH=/opt"])}
