@@ -1,4 +1,4 @@
-"""A file system of an ordinary user's with the files "file", "file1", "file2" … in it, which decides for each operation what is answered.
+"""A file system of an ordinary user's, with files file, file1, file2 …: whose server decides what is answered, and if.
 
 Raw /dev/fuse (linux/fuse.h, protocol 7.31), no libfuse. What is never answered hangs whoever asked, unkillably, on the
 kernel of the host too. It ends when the last descriptor of the connection is closed: only the server's process has

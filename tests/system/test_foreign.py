@@ -149,8 +149,8 @@ def test_an_error_of_close_is_nobodys_end(machine: Machine) -> None:
 
 
 IN_THE_JOB = "import os, sys; from hostile import things; page = things.Page(0); print('on', flush=True); {0}"
-# Its exec hangs when it closes a descriptor: with Linux 6.18 whoever reads /proc/PID/stat of it hangs as well, also `ps`
-# on the host that the machine runs on.
+# Its exec hangs when it closes a descriptor: with Linux 6.18 whoever reads /proc/PID/stat of it hangs as well, and so
+# does `ps`, also on the host that the machine runs on. So it is not for long.
 EXEC = """import os
 from hostile import things
 print('on', flush=True)
