@@ -160,12 +160,16 @@ class Actor:
         self._process = process
         self._started = False
 
+    def go(self) -> None:
+        """Let it go on from where it is, and do not wait."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+
     def next(self) -> Any:
         """Let it go on to its next yield, and what that tells."""
         assert self._process.stdout is not None
-        assert self._process.stdin is not None
         if self._started:
-            self._process.stdin.write(b"\n")
+            self.go()
         self._started = True
         ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
         assert ready, "it neither went on nor ended"
@@ -208,6 +212,7 @@ def nothing_changes_for_bob(machine: Machine, user: str = "bob") -> Iterator[Non
     """bob, or whoever is the second one, works during the block and once after all that is done in it."""
     with acting(machine, measure, user=user) as bob:
         bob.next()
+        bob.go()
         yield
         took = bob.next()
     starts, statuses = sorted(took["start"]), sorted(took["status"])
