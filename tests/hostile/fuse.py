@@ -58,7 +58,7 @@ _UNANSWERED = {"FORGET", "BATCH_FORGET", "INTERRUPT"}
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 0x4000, 1 << 18
-_PR_SET_NAME = 15
+_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -221,6 +221,7 @@ def private(*rules: str, device: str = "/dev/fuse", proc: int | None = None, lif
     `proc` is a directory of processes as the callers are numbered, if that is not /proc.
     """
     uid, gid = os.geteuid(), os.getegid()
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")  # else what it has in /proc is root's, after setuid
     _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
