@@ -192,12 +192,8 @@ class Mount:
         self.server = server
         self.report = report
 
-    @property
-    def file(self) -> str:
-        return f"{self.path}/file"
-
-    def open(self, flags: int = os.O_RDWR) -> int:
-        return os.open(self.file, flags | os.O_CLOEXEC)
+    def open(self, number: int | str = "") -> int:
+        return os.open(f"{self.path}/file{number}", os.O_RDWR | os.O_CLOEXEC)
 
     def told(self, timeout: float) -> str | None:
         """The next time a rule was followed: operation, answer, pid and comm of who asked."""

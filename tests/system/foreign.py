@@ -163,7 +163,8 @@ class Actor:
     def go(self) -> None:
         """Let it go on from where it is, and do not wait."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
+        with contextlib.suppress(BrokenPipeError):  # next() tells why
+            self._process.stdin.write(b"\n")
 
     def next(self) -> Any:
         """Let it go on to its next yield, and what that tells."""

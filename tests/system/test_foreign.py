@@ -148,7 +148,12 @@ def test_an_error_of_close_is_nobodys_end(machine: Machine) -> None:
         assert jobctl(machine, "logs", job, user="bob").stdout == b"kept\n"
 
 
-IN_THE_JOB = "import os, sys; from hostile import things; page = things.Page(0); print('on', flush=True); {0}"
+IN_THE_JOB = """import os, time
+from hostile import things
+page = things.Page(0)
+print('on', flush=True)
+time.sleep(1)  # until that is taken
+{0}"""
 # Its exec hangs when it closes a descriptor: with Linux 6.18 whoever reads /proc/PID/stat of it hangs as well, and so
 # does `ps`, also on the host that the machine runs on. So it is not for long.
 EXEC = """import os
@@ -160,7 +165,7 @@ os.execv('/bin/sleep', ['sleep', '600'])"""
 WRITERS = {
     "exec": EXEC,
     "main": IN_THE_JOB.format("page.write(1)"),
-    "a child": IN_THE_JOB.format("os.fork() or page.write(1); import time; time.sleep(600)"),
+    "a child": IN_THE_JOB.format("os.fork() or page.write(1)\ntime.sleep(600)"),
     "outside": "import time; print('on', flush=True); time.sleep(600)",
 }
 
@@ -169,17 +174,21 @@ def pipe_held(writer: str, source: str, limit: int) -> Iterator[Any]:
     """The pipe that is a job's standard output is locked by a write of a page that never comes; or its exec hangs."""
     from hostile import fuse, things
 
-    mount = fuse.private("READ=never", "FLUSH=never,+evil", lifetime=60)
-    fd = mount.open()
     bus = Bus()  # noqa: F821
-    spec = {"StandardInput": ("h", fd), "TimeoutStopUSec": ("t", 2_000_000), "Environment": ("as", ["PYTHONPATH=/opt"])}
+    spec = {"TimeoutStopUSec": ("t", 2_000_000), "Environment": ("as", ["PYTHONPATH=/opt"])}
     if limit:
         spec["RuntimeMaxUSec"] = ("t", limit)
-    job = bus.start("python3", "-B", "-c", source, **spec)
-    while b"on" not in bus.logs(job):
-        time.sleep(0.05)  # noqa: F821
-    if writer == "outside":
+    command = ("python3", "-B", "-c", source)
+    if writer == "outside":  # before there is a user namespace, out of which it could not be opened
+        job = bus.start(*command, **spec)
+        while b"on" not in bus.logs(job):
+            time.sleep(0.05)  # noqa: F821
         out = os.open(f"/proc/{bus.status(job)['MainPID']}/fd/1", os.O_WRONLY)  # noqa: F821
+    mount = fuse.private("READ=never", "FLUSH=never,+evil", lifetime=60)
+    fd = mount.open()
+    if writer != "outside":
+        job = bus.start(*command, **spec, StandardInput=("h", fd))
+    else:
         page = things.Page(fd)
         if not os.fork():  # noqa: F821
             page.write(out)
@@ -232,8 +241,8 @@ def readers(job: str, number: int) -> Iterator[Any]:
 
     bus = Bus()  # noqa: F821
     mount = fuse.private("READ=never")
-    fd = mount.open()
-    for _ in range(number):
+    for each in range(number):
+        fd = mount.open(each)  # who waits for a page that was asked for already is not told of
         pipe = bus.logs_fd(job, Follow=("b", True))
         if not os.fork():  # noqa: F821
             things.Page(fd, writable=True).read(pipe.fileno())
@@ -270,7 +279,7 @@ def typed_rights(rules: list[str]) -> Iterator[Any]:
     fds = [mount.open(), *(make() for name, make in things.THINGS.items() if "terminal" not in name)]
     bus = Bus()  # noqa: F821
     keys = {"Pty": ("b", True), "TimeoutStopUSec": ("t", 1_000_000)}
-    job = bus.start("sh", "-c", "echo on; cat", **keys)
+    job = bus.start("sh", "-c", "echo on; sleep 600", **keys)
     while b"on" not in bus.logs(job):
         time.sleep(0.05)  # noqa: F821
     sent = 0
