@@ -62,7 +62,7 @@ def test_no_pseudo_file_believes_who_writes_it(machine: Machine) -> None:
             told = status(machine, user=user)
             if changed or (done.returncode, told["result"]) != (126, "start-failed") or path not in told["reason"]:
                 wrong.append((user, path, "changed" if changed else "", told["result"], told["reason"]))
-        assert wrong == []
+        assert not wrong, wrong
     finally:
         machine.run("sh", "-c", "echo 0 > /proc/1/timerslack_ns")
         machine.run(
