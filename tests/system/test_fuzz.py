@@ -8,7 +8,7 @@ import time
 
 import pytest
 from foreign import assert_no_more, census, mains, nothing_changes_for_bob
-from story import assert_nothing_left, in_state, inside, start, status, systemctl
+from story import assert_nothing_left, in_state, inside, start, status
 
 from machine import scale
 from machine.host import TREE
