@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 STATE = Path("/var/lib/jobsvc")
 DRAIN = 5.0  # seconds at our end for runs that are ending
 PAUSE = 1.0  # seconds before the next try where the state cannot be opened (systemd 252 has no RestartSteps=)
+SWITCH = 0.001  # seconds for which a thread may keep the loop from going on
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG
 
 
@@ -82,7 +83,10 @@ async def serve(settings: config.Config) -> Exception | None:
             await hear_polkit(to_polkit, door.subscribers)
             await manager.reconcile()
             await public.own("org.jobsvc1")
-            loops = [tasks.create_task(each) for each in (watchdog(), manager.history.keep(), manager.rounds.keep())]
+            loops = [
+                tasks.create_task(each)
+                for each in (watchdog(), manager.history.keep(), manager.rounds.keep(), store.marks.keep())
+            ]
             loop.add_signal_handler(signal.SIGUSR1, lambda: describe(manager))
             loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(reload(door)))
             notify.notify(False, ready=1, status=f"{manager.running} jobs run, {manager.queued} wait")
@@ -176,6 +180,7 @@ def main() -> None:
     if options.check_config:
         return
     linux.undumpable()
+    sys.setswitchinterval(SWITCH)
     try:
         why = asyncio.run(serve(settings))
     except Internal as error:  # a state of a later release

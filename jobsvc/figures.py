@@ -1,36 +1,20 @@
-"""Sums over the finished jobs in jobs.db.
+"""What the service itself wants to know of all jobs in jobs.db: how many, how large, which are the oldest.
 
-Each of them reads all runs of these, so they have a thread and connections of their own.
+Each of these reads far, so they have a thread and connections of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
-from jobsvc.selection import Filter
-
 SIZE = "length(body) + (SELECT coalesce(sum(length(runs.body)), 0) FROM runs WHERE runs.id = jobs.id)"
-
-_KEYS = ("User", "Queue", "Day", "Jobs", "Completed", "Failed", "Stopped", "CPUUsageNSec", "MemoryPeak", "WaitUSec")
-# A run that does not say when it came to the queue is of an earlier release; the first one came with its job.
-_STATS = """
-SELECT user_name, queue, day, count(*), sum(state = 'completed'), sum(state = 'failed'), sum(state = 'stopped'),
-    sum(cpu), max(peak), sum(wait)
-FROM (
-    SELECT user_name, queue, state, date(finished_at / 1000000, 'unixepoch') AS day,
-        sum(json_extract(runs.body, '$.usage.CPUUsageNSec')) AS cpu,
-        max(json_extract(runs.body, '$.usage.MemoryPeak')) AS peak,
-        sum(max(0, coalesce(json_extract(runs.body, '$.started_at'), json_extract(runs.body, '$.phase[1].at'))
-            - coalesce(json_extract(runs.body, '$.queued_at'), iif(runs.number = 1, created_at, NULL)))) AS wait
-    FROM jobs JOIN runs ON runs.id = jobs.id
-    WHERE {where} AND finished_at IS NOT NULL GROUP BY jobs.number)
-GROUP BY day, user_name, queue ORDER BY day DESC, user_name, queue LIMIT 10000
-"""
 
 _FINISHED_BYTES = f"SELECT owner_uid, sum({SIZE}) FROM jobs WHERE finished_at IS NOT NULL GROUP BY owner_uid"
 
@@ -46,6 +30,11 @@ WHERE ended >= ? GROUP BY 1, 2 ORDER BY 2
 """
 
 
+# +: in the order of the index of ends
+_OLDEST = "SELECT id FROM jobs WHERE finished_at IS NOT NULL AND +owner_uid = ? ORDER BY finished_at LIMIT ?"
+_EXPIRED = "SELECT id FROM jobs WHERE finished_at IS NOT NULL AND finished_at < ? ORDER BY finished_at LIMIT ?"
+
+
 class Figures:
     """What is committed, and no more, is in the sums."""
 
@@ -56,11 +45,6 @@ class Figures:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    async def stats(self, filter: Filter) -> list[dict[str, Any]]:
-        """The finished jobs of a filter by day (of their end, UTC), user and queue; the newest days first."""
-        where, values = filter.where()
-        return [dict(zip(_KEYS, row, strict=True)) for row in await self._ask(_STATS.format(where=where), *values)]
-
     async def finished_bytes(self) -> dict[int, int]:
         """How much the finished jobs of each owner take, with all their runs."""
         return dict(await self._ask(_FINISHED_BYTES))
@@ -68,6 +52,28 @@ class Figures:
     async def wrote_since(self, begin: int) -> list[tuple[int, int, int, int]]:
         """Runs that ended since then: owner's uid, hour since 1970, how many, bytes that their output takes."""
         return await self._ask(_WROTE, begin, begin)
+
+    async def finished(self) -> int:
+        """How many finished jobs there are."""
+        ((count,),) = await self._ask("SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL")
+        return int(count)
+
+    async def by_owner(self) -> dict[int, int]:
+        """How many jobs there are of each owner, finished or not: that much the index knows by itself."""
+        return dict(await self._ask("SELECT owner_uid, count(*) FROM jobs GROUP BY owner_uid"))
+
+    async def expired(self, before: int, count: int) -> list[str]:
+        """Jobs that finished before this time: so many, those that finished first."""
+        return [row[0] for row in await self._ask(_EXPIRED, before, count)]
+
+    async def oldest_of(self, owner_uid: int, count: int) -> list[str]:
+        """So many finished jobs of an owner, those that finished first."""
+        return [row[0] for row in await self._ask(_OLDEST, owner_uid, count)]
+
+    async def sizes(self, job_ids: Iterable[str]) -> dict[str, int]:
+        """How many bytes each of these jobs takes, with all its runs."""
+        query = f"SELECT id, {SIZE} FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+        return dict(await self._ask(query, json.dumps(list(job_ids))))
 
     async def _ask(self, query: str, *values: Any) -> list[Any]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, query, values)

@@ -7,14 +7,14 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from jobsvc import retention
 from jobsvc.config import Config
 from jobsvc.model import Job
-from jobsvc.retention import Reckoning
+from jobsvc.retention import AtOnce, Reckoning
 from jobsvc.store import NotRecorded, Store
 from jobsvc.waiting import weight
 
@@ -25,6 +25,7 @@ AT_ONCE = 100
 FEW = 10  # of those that may be large
 SHARE = 8  # of KeepFinishedBytesPerUser= one user may come by such a part before the next look
 NOBODY = "retention"  # who asked for a removal that nobody asked for
+Sizes = Callable[[Iterable[str]], Awaitable[dict[str, int]]]
 
 
 class Owner(Protocol):
@@ -79,35 +80,48 @@ class History:
         present = self._now()
         reckoning = self._reckon(present)
         before = reckoning.before(config.keep_finished_usec, present)
-        while expired := store.expired(before):
-            self._owner.remove(expired, "KeepFinishedSec= is over", NOBODY)
-            await asyncio.sleep(0)
-        if (excess := store.finished() - config.keep_finished) > 0:
+        while await self._remove(await store.figures.expired(before, AT_ONCE), "KeepFinishedSec= is over"):
+            pass
+        if (excess := await store.figures.finished() - config.keep_finished) > 0:
+            counts = await store.figures.by_owner()
             unfinished = Counter(job.owner.uid for job in self._owner.jobs.values())
-            finished = {owner: count - unfinished[owner] for owner, count in store.by_owner().items()}
-            for owner, count in retention.shares(finished, excess).items():
+            finished = {owner: max(0, count - unfinished[owner]) for owner, count in counts.items()}
+            for owner, count in retention.shares(finished, min(excess, sum(finished.values()))).items():
                 why = f"KeepFinished={config.keep_finished} is reached"
-                await self._retire_of(owner, count, lambda ids: dict.fromkeys(ids, 1), AT_ONCE, why)
+                await self._retire_of(owner, count, _one_each, AT_ONCE, why)
         self._fresh.clear()
         limit = config.keep_finished_bytes_per_user
         for owner, used in (await store.figures.finished_bytes()).items():
             if owner and used > limit:
                 why = f"KeepFinishedBytesPerUser={limit} is reached"
-                await self._retire_of(owner, used - limit, store.sizes, FEW, why)
+                await self._retire_of(owner, used - limit, store.figures.sizes, FEW, why)
         store.forget_requests(reckoning.before(config.keep_request_id_usec, present))
 
-    async def _retire_of(
-        self, owner: int, excess: int, sizes: Callable[[list[str]], dict[str, int]], at_once: int, why: str
-    ) -> None:
+    async def _retire_of(self, owner: int, excess: int, sizes: Sizes, at_once: int, why: str) -> None:
         """The oldest jobs of an owner, until what they come to, as `sizes` counts it, is no less than the excess."""
-        while excess > 0 and (oldest := self._owner.store.oldest_of(owner, at_once)):
-            size = sizes([job.id for job in oldest])
+        store = self._owner.store
+        while excess > 0:
+            size = await sizes(oldest := await store.figures.oldest_of(owner, at_once))
             expired = []
-            while excess > 0 and oldest:
-                expired.append(job := oldest.pop(0))
-                excess -= size[job.id]
-            self._owner.remove(expired, why, NOBODY)
+            for job_id in oldest:
+                if excess > 0:
+                    expired.append(job_id)
+                    excess -= size.get(job_id, 0)
+            if not await self._remove(expired, why):
+                return
+
+    async def _remove(self, job_ids: Iterable[str], why: str) -> int:
+        """Remove those that are finished, still; how many that are."""
+        waiting, count = deque(job_ids), 0
+        while waiting:
+            at_once = AtOnce()
+            while waiting and not at_once.full:
+                if job := self._owner.store.finished(waiting.popleft()):
+                    at_once.add(job)
+            self._owner.remove(at_once.jobs, why, NOBODY)
+            count += len(at_once.jobs)
             await asyncio.sleep(0)
+        return count
 
     def _reckon(self, present: int) -> Reckoning:
         """The clock of retention, kept from one life of the service to the next."""
@@ -119,3 +133,7 @@ class History:
             reckoning = Reckoning(store.newest_end() or present, uptime, boot_id)
         store.note_fact("reckoning", reckoning.pack())
         return reckoning
+
+
+async def _one_each(job_ids: Iterable[str]) -> dict[str, int]:
+    return dict.fromkeys(job_ids, 1)

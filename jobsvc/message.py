@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dbus_next import Message
@@ -26,11 +26,21 @@ _START = struct.Struct("<BBBBIII")
 _uint = struct.Struct("<I").pack
 
 
+class Packed(bytes):
+    """The body of a message, packed already."""
+
+
+def pack_body(signature: str, values: Iterable[Any]) -> Packed:
+    body = bytearray()
+    for write, value in zip(writers(signature), values, strict=True):
+        write(body, value)
+    return Packed(body)
+
+
 def pack(message: Message, fds: bool) -> bytes:
     """The whole message; `fds` if descriptors may go with it. struct.error, TypeError and the like for a wrong body."""
-    body = bytearray()
-    for write, value in zip(writers(message.signature), message.body, strict=True):
-        write(body, value)
+    values = message.body
+    body = values[0] if values and isinstance(values[0], Packed) else pack_body(message.signature, values)
     kind, flags = message.message_type.value, message.flags.value
     head = bytearray(_START.pack(LITTLE_ENDIAN, kind, flags, PROTOCOL_VERSION, len(body), message.serial, 0))
     for field, sort, value in (
@@ -49,7 +59,7 @@ def pack(message: Message, fds: bool) -> bytes:
             _FIELDS[sort](head, value)
     head[12:16] = _uint(len(head) - _START.size)
     head += PADDING[-len(head) & 7]
-    return bytes(head + body)
+    return bytes(head) + body
 
 
 @functools.cache

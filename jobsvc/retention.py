@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from jobsvc.model import KEPT_RUNS, Job
+from jobsvc.waiting import weight
+
 PACE = 2  # so much faster than time we follow: also a machine that was off for a month has caught up after one
 
 
@@ -39,6 +42,26 @@ class Reckoning:
     def before(self, keep_usec: int, now: int) -> int:
         """What ended before this has been kept for so long, by either clock."""
         return max(0, min(now, self.believed) - keep_usec)
+
+
+class AtOnce:
+    """Jobs to be removed in one transaction: about as many as take a hundredth of a second."""
+
+    MANY = 100
+    LARGE = 256 * 1024
+    RUN = 256  # bytes of a job take as long as one run of it
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self._size = 0
+
+    def add(self, job: Job) -> None:
+        self.jobs.append(job)
+        self._size += weight(job) + self.RUN * min(job.run.number, KEPT_RUNS)
+
+    @property
+    def full(self) -> bool:
+        return len(self.jobs) >= self.MANY or self._size >= self.LARGE
 
 
 def shares(have: Mapping[int, int], excess: int) -> dict[int, int]:

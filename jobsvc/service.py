@@ -23,6 +23,7 @@ from jobsvc.errors import Internal, InvalidArgs, JobsvcError, LimitsExceeded, No
 from jobsvc.interface import JOB, JOBS, KIB, MANAGER, ROOT, Fd, Method, Request
 from jobsvc.logs import Logs
 from jobsvc.manager import Manager
+from jobsvc.message import pack_body
 from jobsvc.methods.administering import Administering
 from jobsvc.methods.controlling import Controlling
 from jobsvc.methods.desk import MIB, Desk
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MAX_CALLS = 128  # under way for one connection; the bus allows as many that want an answer
 MAX_BYTES = 16 * MIB  # of the bodies of one user's calls under way
+MANY = 200  # parts of an answer that the loop packs itself
 FAMILIES = (Starting, Controlling, Looking, Output, Administering)
 METHODS: dict[str, Method] = {name: entry for family in FAMILIES for name, entry in interface.methods(family).items()}
 
@@ -61,7 +63,7 @@ class Service:
         }
         self._calls = Count("MaxCallsPerUser", "calls under way")
         self._bytes: Counter[int] = Counter()  # of their bodies, by user
-        self._turns, self._large = Turns(), Turns()
+        self._large = Turns()
         self._senders: dict[str, set[asyncio.Task[None]]] = {}
         bus.on_call = self._arrived
         bus.on_fds = self._whose_fds
@@ -111,12 +113,12 @@ class Service:
             request = Request(await self._callers.identify(call, interactive), call)
             with self._calls.one(request.caller.user.uid, self._manager.config.max_calls_per_user):
                 await self._read(call, request.caller.user.uid)
-                await self._turns.begin(request.caller.user.uid)
+                await self.desk.turns.begin(request.caller.user.uid)
                 if isinstance(found, Method):
                     signature, body = found.reply, await self._handlers[found.name](request, *found.read(call))
                 else:
                     signature, body = await found(request)
-            await self._reply(call, signature, list(body))
+            await self._reply(call, signature, await self._packed(request, signature, list(body)))
         except JobsvcError as error:
             self._bus.send_error(call, error.bus_name, str(error))
         except asyncio.CancelledError:
@@ -142,6 +144,12 @@ class Service:
                 self._bytes[uid] -= call.size
         if call.broken:
             raise InvalidArgs("the message cannot be parsed")
+
+    async def _packed(self, request: Request, signature: str, body: list[Any]) -> list[Any]:
+        """An answer of many parts is packed in a thread."""
+        if not (body and isinstance(body[0], list) and len(body[0]) > MANY):
+            return body
+        return [await self.desk.aside.do(request.caller.user.uid, lambda: pack_body(signature, body))]
 
     async def _reply(self, call: Call, signature: str, body: list[Any]) -> None:
         fds = [value.number for value in body if isinstance(value, Fd)]

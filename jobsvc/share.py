@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from jobsvc.errors import Quota
 
@@ -83,6 +84,85 @@ class Turns:
             yield
         finally:
             self.pass_on()
+
+
+class Pace:
+    """Lets others have their turns while one call does the same thing many times."""
+
+    SLICE = 0.01  # seconds
+
+    def __init__(self, turns: Turns, uid: int) -> None:
+        self._turns = turns
+        self._uid = uid
+        self._begin = time.monotonic()
+
+    async def step(self) -> None:
+        """Before each of them."""
+        if time.monotonic() - self._begin > self.SLICE:
+            await self._turns.begin(self._uid)
+            self._begin = time.monotonic()
+
+
+class Shares:
+    """So many at a time, one of each user. Of those who wait the user goes first that has lately used least time."""
+
+    HALF_LIFE = 30.0  # seconds
+    MANY = 1000  # users remembered; beyond that those who have used next to nothing are not
+
+    def __init__(self, places: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._free = places
+        self._now = now
+        self._busy: dict[int, float] = {}  # since when
+        self._used: dict[int, tuple[float, float]] = {}  # seconds, as of when
+        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
+
+    async def take(self, uid: int) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(uid, deque()).append(turn)
+        self._pass_on()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it had come already
+                self.give_back(uid)
+            else:
+                self._pass_on()
+            raise
+
+    def give_back(self, uid: int) -> None:
+        """Its turn is over: what it took counts."""
+        now = self._now()
+        self._used[uid] = self.used(uid) + now - self._busy.pop(uid), now
+        self._free += 1
+        if len(self._used) > self.MANY:
+            self._used = {one: self._used[one] for one in self._used if self.used(one) > 0.001}
+        self._pass_on()
+
+    def used(self, uid: int) -> float:
+        """Seconds, of which what is long past counts less."""
+        seconds, at = self._used.get(uid, (0.0, 0.0))
+        return float(seconds * 0.5 ** ((self._now() - at) / self.HALF_LIFE))
+
+    @contextlib.asynccontextmanager
+    async def of(self, uid: int) -> AsyncIterator[None]:
+        await self.take(uid)
+        try:
+            yield
+        finally:
+            self.give_back(uid)
+
+    def _pass_on(self) -> None:
+        while self._free:
+            uid = min((one for one in self._waiting if one not in self._busy), key=self.used, default=None)
+            if uid is None:
+                return
+            turn = self._waiting[uid].popleft()
+            if not self._waiting[uid]:
+                del self._waiting[uid]
+            if not turn.done():
+                self._free -= 1
+                self._busy[uid] = self._now()
+                turn.set_result(None)
 
 
 class Budget:

@@ -34,17 +34,25 @@ NESTED: dict[str, str] = {
 ALL = SIGNATURES | NESTED
 
 
+def usage(job: Job) -> dict[str, Any]:
+    """What the run has used by now: while it runs, what its cgroup says."""
+    run = job.run
+    if run.control_group and not run.finished:
+        return dict(run.usage) | systemd.live(run.control_group) | {"Source": "cgroup"}
+    return dict(run.usage)
+
+
 def describe(
-    job: Job, offsets: tuple[int, int] | None = None, live: bool = False, queue_reason: str | None = None
+    job: Job,
+    offsets: tuple[int, int] | None = None,
+    used: dict[str, Any] | None = None,
+    queue_reason: str | None = None,
 ) -> dict[str, Any]:
-    """Status keys to plain values; what is unknown is None. `live` reads the usage of a running job's cgroup."""
+    """Status keys to plain values; what is unknown is None. `used` is what `usage` said, None if it was not asked."""
     run = job.run
     end = run.phase if isinstance(run.phase, Finished) else None
     launched = not isinstance(run.phase, Queued)
     wanted = job.spec
-    usage = dict(run.usage)
-    if live and run.control_group and not end:
-        usage |= systemd.live(run.control_group) | {"Source": "cgroup"}
     stdout, stderr = offsets or (run.stdout_bytes, run.stderr_bytes)
     return {
         "Id": job.id,
@@ -84,7 +92,7 @@ def describe(
         "QueueReason": queue_reason,
         "Limits": {name: _listed(wanted[name]) for name in spec.SHOWN if name in wanted},
         "LimitsNotInForce": list(run.limits_not_in_force),
-        "Usage": usage,
+        "Usage": dict(run.usage) if used is None else used,
         "Output": {
             "StdoutBytes": stdout,
             "StderrBytes": stderr,

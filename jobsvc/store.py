@@ -1,5 +1,5 @@
-"""jobs.db: what was accepted and how it went, in SQLite. What is in a row is in `packing`; `selection` and `figures`
-are questions. No other module knows SQL.
+"""jobs.db: what was accepted and how it went, in SQLite. What is in a row is in `packing`; `selection`, `queries` and
+`figures` are questions, `marks` is an index. No other module knows SQL.
 
 Writes are gathered and committed together: `flush` makes them safe from a crash of the service, `sync` from a power
 cut.
@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobsvc import model
+from jobsvc import marks, model
 from jobsvc.errors import Internal
-from jobsvc.figures import SIZE, Figures
+from jobsvc.figures import Figures
+from jobsvc.marks import Marks
 from jobsvc.model import Job, Run
-from jobsvc.packing import BODIES, SELECT, UPSERT, pack_job, pack_run, unpack_job, unpack_run
-from jobsvc.selection import Filter
+from jobsvc.packing import SELECT, UPSERT, pack_job, pack_run, unpack_job, unpack_run
+from jobsvc.queries import Queries
 
-SCHEMA = 1  # what this release writes
+SCHEMA = 2  # what this release writes
 READABLE_BY = 1  # the oldest schema whose release still reads what we write
 
 CREATE = """
@@ -81,6 +80,8 @@ class Store:
         self._next_sync: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "sync")  # of its own: user look-ups may hang in the common one
         self._figures = Figures(self._path)
+        self._queries = Queries(self._path, self._noted)
+        self.marks = Marks(self._db)
 
     def _open(self) -> None:
         wal = Path(self._path + "-wal")
@@ -111,13 +112,28 @@ class Store:
         if not version:
             if self._one("SELECT count(*) FROM sqlite_master"):
                 raise Internal(f"{self._path} is not a database of jobsvc; move it away")
-            self._db.executescript(f"BEGIN;{CREATE}PRAGMA user_version={SCHEMA};COMMIT")
+            self._db.executescript(f"BEGIN;{CREATE}{marks.CREATE}PRAGMA user_version={SCHEMA};COMMIT")
             self._db.execute("INSERT INTO facts VALUES ('readable_by', ?)", (READABLE_BY,))
         elif version > SCHEMA and int(self.fact("readable_by") or version) > SCHEMA:
             raise Internal(f"{self._path} was written by a newer jobsvc that this one cannot read")
+        elif version == 1:
+            with self._where_there_is_room():
+                self._db.executescript(f"BEGIN IMMEDIATE;{marks.CREATE}PRAGMA user_version={SCHEMA};COMMIT")
+                self._db.execute("UPDATE facts SET value = ? WHERE name = 'schema'", (SCHEMA,))
         if self.fact("schema") is None:
-            with contextlib.suppress(sqlite3.Error):  # for people; where the disk is full it can wait
-                self._db.execute("INSERT INTO facts VALUES ('schema', ?)", (version or SCHEMA,))
+            with self._where_there_is_room():  # for people
+                self._db.execute("INSERT INTO facts VALUES ('schema', ?)", (self._one("PRAGMA user_version"),))
+
+    @contextlib.contextmanager
+    def _where_there_is_room(self) -> Iterator[None]:
+        """A full disk is no reason not to start: the next start tries again."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if damaged(error):
+                raise
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def fact(self, name: str) -> str | None:
         value: str | None = self._one("SELECT value FROM facts WHERE name = ?", name)
@@ -157,6 +173,7 @@ class Store:
             )
         self._dirty.clear()
         self._dirty_runs.clear()
+        self.marks.wake()
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)
@@ -217,6 +234,11 @@ class Store:
         with contextlib.suppress(sqlite3.Error):
             self.flush()
 
+    def _noted(self) -> Mapping[str, Job]:
+        """Flush; what is noted and could not be written."""
+        self._try_flush()
+        return dict(self._dirty)
+
     def get(self, job_id: str) -> Job | None:
         self._try_flush()
         if job_id in self._dirty:
@@ -239,58 +261,14 @@ class Store:
         for row in self._db.execute(f"{SELECT} WHERE state NOT IN ({states}) ORDER BY jobs.number"):
             yield unpack_job(row)
 
-    def search(self, filter: Filter, limit: int) -> list[Job]:
-        """The jobs of a filter, newest first unless it says otherwise."""
-        return self.page(filter, limit, 2**62)[0]
-
-    def page(self, filter: Filter, limit: int, most_bytes: int) -> tuple[list[Job], str]:
-        """So many of them, or less if they are large; and after which there are more, if there are."""
-        self._try_flush()
-        where, values = filter.where(unsure=self._dirty)
-        query = f"{SELECT} WHERE {where} {filter.order} LIMIT {limit + 1 if limit >= 0 else -1}"
-        found: list[Job] = []
-        size, after = 0, ""
-        for row in self._db.execute(query, values):
-            size += sum(len(text) for text in row[BODIES])
-            if found and (len(found) == limit or size > most_bytes):
-                after = found[-1].id
-                break
-            found.append(unpack_job(row))
-        if not self._dirty:
-            return found, after
-        newest = (self._dirty.get(job.id, job) for job in found)
-        return [job for job in newest if filter.states is None or job.state in filter.states], after
-
-    def ids(self, filter: Filter) -> list[str]:
-        """The ids of all jobs of a filter, in the order of `search`."""
-        self._try_flush()
-        if self._dirty:
-            return [job.id for job in self.search(filter, limit=1_000_000)]
-        where, values = filter.where()
-        return [row[0] for row in self._db.execute(f"SELECT id FROM jobs WHERE {where} {filter.order}", values)]
-
-    def numbers(self, ids: Iterable[str]) -> dict[str, int]:
-        """The numbers of those of these jobs that are there, in the order they came."""
-        query = "SELECT id, number FROM jobs WHERE id IN (SELECT value FROM json_each(?)) ORDER BY number"
-        return dict(self._db.execute(query, (json.dumps(list(ids)),)).fetchall())
-
-    def count(self, filter: Filter) -> dict[str, int]:
-        """How many jobs of a filter are in each state."""
-        self._try_flush()
-        if self._dirty:
-            return dict(Counter(str(job.state) for job in self.search(filter, limit=-1)))
-        where, values = filter.where()
-        query = f"SELECT state, count(*) FROM jobs WHERE {where} GROUP BY state"
-        return dict(self._db.execute(query, values).fetchall())
-
-    def sizes(self, job_ids: Iterable[str]) -> dict[str, int]:
-        """How many bytes each of these jobs takes, with all its runs."""
-        query = f"SELECT id, {SIZE} FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
-        return dict(self._db.execute(query, (json.dumps(list(job_ids)),)).fetchall())
+    @property
+    def queries(self) -> Queries:
+        """What callers ask about many jobs."""
+        return self._queries
 
     @property
     def figures(self) -> Figures:
-        """Sums over the finished jobs."""
+        """What the service wants to know about all jobs."""
         self._try_flush()
         return self._figures
 
@@ -312,31 +290,10 @@ class Store:
         """Drop the idempotency keys of jobs removed before this time."""
         self._db.execute("DELETE FROM requests WHERE removed_at < ?", (before,))
 
-    def expired(self, before: int) -> list[Job]:
-        """Jobs that finished before this time; the oldest 100 of them."""
-        return self._oldest("finished_at < ?", before, 100)
-
-    def by_owner(self) -> dict[int, int]:
-        """How many jobs there are of each owner, finished or not: that much the index knows by itself."""
-        self._try_flush()
-        query = "SELECT owner_uid, count(*) FROM jobs GROUP BY owner_uid"
-        return dict(self._db.execute(query).fetchall())
-
-    def oldest_of(self, owner_uid: int, count: int) -> list[Job]:
-        """So many finished jobs of an owner, those that finished first."""
-        return self._oldest("+owner_uid = ?", owner_uid, count)  # +: in the order of the index of ends
-
-    def _oldest(self, which: str, value: int, count: int) -> list[Job]:
-        self._try_flush()
-        query = f"{SELECT} WHERE finished_at IS NOT NULL AND {which} ORDER BY finished_at LIMIT {count}"
-        jobs = [unpack_job(row) for row in self._db.execute(query, (value,))]
-        return [job for job in jobs if job.id not in self._dirty]  # a change that cannot be written comes first
-
-    def finished(self) -> int:
-        """How many finished jobs there are."""
-        self._try_flush()
-        count: int = self._one("SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL")
-        return count
+    def finished(self, job_id: str) -> Job | None:
+        """This job, if it is there and finished, and was so before what cannot be written."""
+        job = self.get(job_id)
+        return job if job and job.run.finished and job_id not in self._dirty else None
 
     def newest_end(self) -> int | None:
         """When the job that finished last did so."""
@@ -347,6 +304,7 @@ class Store:
     def close(self) -> None:
         self._thread.shutdown()
         self._figures.close()
+        self._queries.close()
         self._try_flush()
         self._db.close()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -18,6 +18,7 @@ from jobsvc.interface import FILTER, Fd, Handler, Request, method
 from jobsvc.methods.desk import MIB, Desk
 from jobsvc.methods.preparing import Preparing
 from jobsvc.model import FINISHED, Job, State
+from jobsvc.retention import AtOnce
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ THERE: Final[frozenset[State]] = frozenset({State.RUNNING, State.PAUSED, State.S
 UNFINISHED: Final[frozenset[State]] = frozenset(state for state in State if state not in FINISHED)
 EVERY: Final[frozenset[State]] = frozenset(State)
 
-AT_ONCE: Final = 100
 NO_TERM: Final[tuple[Any, ...]] = ("", [], {})  # fits every job, as an option that is left out
 Act = Callable[["Controlling", Request, str], Awaitable[Any]]
 
@@ -142,27 +142,30 @@ class Controlling:
 
     @method("as ids, a{sv} options", "a(sss) outcomes", FILTER)
     async def RemoveMany(self, request: Request, ids: list[str], options: dict[str, Any]) -> tuple[list[Any]]:
-        """By the hundred: thousands of transactions would take their time."""
+        """By the hundred: thousands of transactions would take their time, and so would one of thousands."""
         outcomes = await self.each(request, ids, options, _may_remove, FINISHED)
-        left = [one for one in outcomes if not one[1]]
-        for at in range(0, len(left), AT_ONCE):
-            await asyncio.sleep(0)
-            self._remove_these(request, left[at : at + AT_ONCE])
+        left = deque(one for one in outcomes if not one[1])
+        while left:
+            await self.desk.turns.begin(request.caller.user.uid)
+            self._remove_some(request, left)
         await self.desk.manager.store.sync()
         return (outcomes,)
 
-    def _remove_these(self, request: Request, outcomes: list[Any]) -> None:
-        """Remove the jobs of these outcomes, or write into each why not."""
-        manager, able = self.desk.manager, []
-        for one in outcomes:
+    def _remove_some(self, request: Request, left: deque[list[str]]) -> None:
+        """Remove the first jobs of these outcomes, or write into each why not."""
+        manager, able, at_once = self.desk.manager, dict[str, Job](), AtOnce()
+        outcomes = []
+        while left and not at_once.full:
+            outcomes.append(one := left.popleft())
             try:
                 job = manager.get(one[0])
                 manager.removable(job)  # since it was asked about it may have been started again
-                able.append(job)
+                able[job.id] = job
+                at_once.add(job)
             except JobsvcError as error:
                 one[1:] = error.bus_name, str(error)
         try:
-            manager.remove({job.id: job for job in able}.values(), f"removed by {request.caller.user.name}", request.id)
+            manager.remove(able.values(), f"removed by {request.caller.user.name}", request.id)
         except JobsvcError as error:
             for one in outcomes:
                 one[1:] = (one[1], one[2]) if one[1] else (error.bus_name, str(error))
@@ -245,11 +248,12 @@ class Controlling:
             wanted = await self.desk.filter(request, options)
             names = frozenset(map(str, able))
             states = names if wanted.states is None else wanted.states & names
-            ids = self.desk.manager.store.ids(replace(wanted, states=states))
+            wanted = replace(wanted, states=states)
+            ids = await self.desk.manager.store.queries.ids(request.caller.user.uid, wanted)
         outcomes = [[job_id, "", ""] for job_id in ids]
-        for index, outcome in enumerate(self._oldest_first(outcomes) if oldest_first else outcomes):
-            if index % 100 == 99:
-                await asyncio.sleep(0)  # others have business here, too
+        pace = self.desk.pace(request)
+        for outcome in await self._oldest_first(request, outcomes) if oldest_first else outcomes:
+            await pace.step()
             try:
                 await act(self, request, outcome[0])
             except JobsvcError as error:
@@ -257,8 +261,9 @@ class Controlling:
         await self.desk.manager.store.sync()
         return outcomes
 
-    def _oldest_first(self, outcomes: list[list[str]]) -> list[list[str]]:
-        numbers = self.desk.manager.store.numbers([outcome[0] for outcome in outcomes])
+    async def _oldest_first(self, request: Request, outcomes: list[list[str]]) -> list[list[str]]:
+        asker, job_ids = request.caller.user.uid, [outcome[0] for outcome in outcomes]
+        numbers = await self.desk.manager.store.queries.numbers(asker, job_ids)
         return sorted(outcomes, key=lambda outcome: numbers.get(outcome[0], 0))
 
     def note(self, request: Request, job: Job, what: str, new: bool) -> None:

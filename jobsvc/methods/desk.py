@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from jobsvc import spec
+from jobsvc.aside import Aside
 from jobsvc.authority import Authority, Grant
 from jobsvc.callers import Callers
 from jobsvc.errors import InvalidArgs, InvalidSpec, NoSuchJob, WrongState
@@ -17,6 +18,7 @@ from jobsvc.logs import Logs
 from jobsvc.manager import Manager
 from jobsvc.model import Job, State
 from jobsvc.selection import Filter
+from jobsvc.share import Pace, Turns
 from jobsvc.subscribers import Subscribers
 
 MIB: Final = 1024 * KIB
@@ -37,8 +39,13 @@ class Desk:
     logs: Logs
     subscribers: Subscribers
     tasks: asyncio.TaskGroup
+    turns: Turns = field(default_factory=Turns)  # of the loop
+    aside: Aside = field(default_factory=lambda: Aside("packing", 1))  # one: it is Python that works, not SQLite
     # Of unfinished jobs with a terminal: who started them, and as what.
     starters: dict[str, tuple[str, spec.Values]] = field(default_factory=dict)
+
+    def pace(self, request: Request) -> Pace:
+        return Pace(self.turns, request.caller.user.uid)
 
     async def lookup(self, request: Request, job_id: str) -> Job:
         """A job that the caller may know of."""

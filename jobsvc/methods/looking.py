@@ -11,6 +11,7 @@ from dbus_next.signature import Variant
 from jobsvc import interface, spec, status, wire
 from jobsvc.errors import InvalidArgs
 from jobsvc.interface import FILTER, PAGE, Request, method
+from jobsvc.message import Packed, pack_body
 from jobsvc.methods.desk import MIB, Desk
 from jobsvc.model import Job
 
@@ -35,7 +36,7 @@ class Looking:
         return (facts,)
 
     @method("a{sv} filter", "aa{sv} jobs, s next", FILTER | PAGE)
-    async def List(self, request: Request, options: dict[str, Any]) -> tuple[list[Any], str]:
+    async def List(self, request: Request, options: dict[str, Any]) -> tuple[Packed]:
         jobs = self._desk.manager
         limit = options.get("Limit", PAGE_SIZE)
         if not 1 <= limit <= PAGE_MAX:
@@ -44,25 +45,40 @@ class Looking:
         for name in fields:
             if name not in status.SIGNATURES:
                 raise InvalidArgs(str(spec.unknown(name, status.SIGNATURES, "field")))
-        page, after = jobs.store.page(await self._desk.filter(request, options), limit, PAGE_BYTES)
+        asker, pace = request.caller.user.uid, self._desk.pace(request)
+        wanted = await self._desk.filter(request, options)
+        page, after = await jobs.store.queries.page(asker, wanted, limit, PAGE_BYTES)
         live = options.get("Live", False)
         written = await self._written(page) if live and "Output" in fields else {}
-        described = (
-            status.describe(job, written.get(job.id), live=live, queue_reason=jobs.queue_reason(job)) for job in page
-        )
-        listed = [wire.pack({name: facts[name] for name in fields}, status.ALL) for facts in described]
-        return listed, after
+        reasons, usage = {}, {}
+        for job in page:
+            await pace.step()
+            reasons[job.id] = jobs.queue_reason(job)
+            usage[job.id] = status.usage(job) if live else None
+
+        def describe() -> Packed:
+            described = (status.describe(job, written.get(job.id), usage[job.id], reasons[job.id]) for job in page)
+            listed = [wire.pack({name: facts[name] for name in fields}, status.ALL) for facts in described]
+            return pack_body("aa{sv}s", (listed, after))
+
+        return (await self._desk.aside.do(asker, describe),)
 
     @method("a{sv} filter", "a{su} states", FILTER)
     async def Count(self, request: Request, options: dict[str, Any]) -> tuple[dict[str, int]]:
-        return (self._desk.manager.store.count(await self._desk.filter(request, options)),)
+        wanted = await self._desk.filter(request, options)
+        return (await self._desk.manager.store.queries.count(request.caller.user.uid, wanted),)
 
     @method("a{sv} filter", "aa{sv} stats", FILTER)
-    async def Stats(self, request: Request, options: dict[str, Any]) -> tuple[list[Any]]:
-        wanted = await self._desk.filter(request, options)
+    async def Stats(self, request: Request, options: dict[str, Any]) -> tuple[Packed]:
+        wanted, asker = await self._desk.filter(request, options), request.caller.user.uid
         if wanted.hooks is None:  # of what people did, not of what tells them
             wanted = replace(wanted, hooks=False)
-        return ([wire.pack(row, interface.STATS) for row in await self._desk.manager.store.figures.stats(wanted)],)
+        rows = await self._desk.manager.store.queries.stats(asker, wanted)
+
+        def describe() -> Packed:
+            return pack_body("aa{sv}", ([wire.pack(row, interface.STATS) for row in rows],))
+
+        return (await self._desk.aside.do(asker, describe),)
 
     async def _written(self, page: list[Job]) -> dict[str, tuple[int, int]]:
         """How much of output those that run have by now."""
@@ -78,5 +94,6 @@ class Looking:
         if runner := jobs.runners.get(live.job.key):
             await runner.stat()
         waits = jobs.queue_reason(live.job)
-        facts = status.describe(live.job, None if live.closed else live.offsets(), live=True, queue_reason=waits)
+        offsets = None if live.closed else live.offsets()
+        facts = status.describe(live.job, offsets, status.usage(live.job), waits)
         return wire.pack(facts, status.ALL)

@@ -143,6 +143,12 @@ async def another(house: House) -> AsyncIterator[Callable[..., Awaitable[list[An
         client.disconnect()
 
 
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
 Scenario = Callable[[House], Awaitable[None]]
 
 

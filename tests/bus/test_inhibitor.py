@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from dbus_next import Message
+from house import until
 
 from jobsvc import inhibitor
 from jobsvc.bus import Bus, Call
@@ -44,12 +45,6 @@ def _is_open(fd: int) -> bool:
         return bool(os.read(fd, 1))
     except BlockingIOError:
         return True
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 Story = Callable[[Inhibitor, Bus, Logind], Awaitable[None]]

@@ -19,6 +19,18 @@ from jobsvc.store import READABLE_BY, SCHEMA, Damaged, NotRecorded, Store
 ALICE, BOB = User(1000, "alice"), User(1001, "bob")
 
 
+def search(store: Store, filter: Filter, limit: int = 10) -> list[Job]:
+    return page(store, filter, limit)[0]
+
+
+def page(store: Store, filter: Filter, limit: int, most_bytes: int = 2**40) -> tuple[list[Job], str]:
+    return asyncio.run(store.queries.page(0, filter, limit, most_bytes))
+
+
+def count(store: Store, filter: Filter) -> dict[str, int]:
+    return asyncio.run(store.queries.count(0, filter))
+
+
 def job(number: int, owner: User = ALICE, **spec: object) -> Job:
     return Job(
         id=f"{number:016x}",
@@ -103,10 +115,10 @@ def test_what_cannot_be_written_is_told_all_the_same(path: Path) -> None:
     done = store.put(replace(first, run=replace(first.run, phase=Finished(Result.SUCCESS, at=5))))
     assert store.get(first.id) == done
     assert store.run(first.id, 1) == done.run
-    assert store.search(Filter(), 10) == [second, done]
-    assert store.search(Filter(states=frozenset({"queued"})), 10) == [second]
-    assert store.search(Filter(states=frozenset({"completed"})), 10) == [done]
-    assert store.count(Filter()) == {"queued": 1, "completed": 1}
+    assert search(store, Filter()) == [second, done]
+    assert search(store, Filter(states=frozenset({"queued"}))) == [second]
+    assert search(store, Filter(states=frozenset({"completed"}))) == [done]
+    assert count(store, Filter()) == {"queued": 1, "completed": 1}
     with pytest.raises(sqlite3.Error):
         store.flush()
     store._db.execute("PRAGMA query_only=OFF")
@@ -162,11 +174,11 @@ def test_a_page_ends_where_it_becomes_large(path: Path) -> None:
     store.accept([job(n, Environment=["X=" + "x" * 1000]) for n in range(1, 8)], [])
     pages, after = [], None
     while after != "":
-        found, after = store.page(Filter(after=after), 5, 4500)
+        found, after = page(store, Filter(after=after), 5, 4500)
         pages.append([int(one.id, 16) for one in found])
     assert pages == [[7, 6, 5], [4, 3, 2], [1]]
-    assert [len(store.page(Filter(), limit, 1)[0]) for limit in (1, 5)] == [1, 1]
-    found, after = store.page(Filter(), 7, 2**40)
+    assert [len(page(store, Filter(), limit, 1)[0]) for limit in (1, 5)] == [1, 1]
+    found, after = page(store, Filter(), 7, 2**40)
     assert (len(found), after) == (7, "")
 
 
@@ -190,8 +202,8 @@ def test_searching(path: Path) -> None:
     )
 
     def found(**terms: object) -> list[int]:
-        jobs = [one.id for one in store.search(Filter(**terms), 10)]  # type: ignore[arg-type]
-        assert store.ids(Filter(**terms)) == jobs  # type: ignore[arg-type]
+        jobs = [one.id for one in search(store, Filter(**terms))]  # type: ignore[arg-type]
+        assert asyncio.run(store.queries.ids(0, Filter(**terms))) == jobs  # type: ignore[arg-type]
         return [int(one, 16) for one in jobs]
 
     assert found() == [4, 3, 2, 1]
@@ -214,7 +226,7 @@ def test_searching(path: Path) -> None:
     assert found(array="a1") == [4]
     assert found(finished_before=9) == []
     assert found(changed_since=2) == [4, 3]
-    assert store.count(Filter()) == {"queued": 4}
+    assert count(store, Filter()) == {"queued": 4}
 
 
 def test_removed_jobs_leave_their_request_ids_for_a_while(path: Path) -> None:
@@ -234,10 +246,17 @@ def test_retention_counts_finished_jobs_only(path: Path) -> None:
     noted = store.accept([job(number) for number in range(1, 6)], [])
     for one in noted[:4]:
         store.put(model.finish(one, Finished(Result.CANCELED, at=int(one.id, 16))))
-    assert [int(one.id, 16) for one in store.expired(before=3)] == [1, 2]
-    assert [int(one.id, 16) for one in store.oldest_of(1000, 3)] == [1, 2, 3]
-    assert store.oldest_of(1001, 3) == []
-    assert (store.finished(), store.by_owner()) == (4, {1000: 5})
+
+    async def scenario() -> None:
+        figures = store.figures
+        assert [int(one, 16) for one in await figures.expired(3, 100)] == [1, 2]
+        assert [int(one, 16) for one in await figures.oldest_of(1000, 3)] == [1, 2, 3]
+        assert await figures.oldest_of(1001, 3) == []
+        assert (await figures.finished(), await figures.by_owner()) == (4, {1000: 5})
+
+    asyncio.run(scenario())
+    assert store.finished(job(4).id)
+    assert store.finished(job(5).id) is None
 
 
 def test_what_cannot_be_synced_is_not_recorded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +300,7 @@ def test_a_database_of_a_newer_release_is_refused_unless_it_says_it_can_be_read(
 def test_the_file_says_its_schema_also_one_of_an_earlier_release(path: Path) -> None:
     for _ in range(2):
         store = Store(path)
-        facts = dict(store._db.execute("SELECT name, value FROM facts WHERE name != 'seq'").fetchall())
+        facts = dict(store._db.execute("SELECT name, value FROM facts WHERE name NOT IN ('seq', 'indexed')").fetchall())
         assert facts == {"schema": str(SCHEMA), "readable_by": str(READABLE_BY)}
         store._db.execute("DELETE FROM facts WHERE name = 'schema'")
         store.close()
@@ -331,7 +350,7 @@ def test_what_can_be_read_of_a_damaged_file_is_carried_over(path: Path) -> None:
     path.write_bytes(whole)
     Path(f"{path}.suspect").touch()
     again = open_store(path)
-    found = again.search(Filter(), limit=1000)
+    found = search(again, Filter(), limit=1000)
     assert 100 < len(found) < 500
     assert all(one == kept[one.id] for one in found)
     assert again.accept([job(1000)], [])
@@ -354,7 +373,7 @@ def test_a_database_that_is_lost_is_not_passed_over_in_silence(
 ) -> None:
     for ending in there:
         Path(f"{path}{ending}").touch()
-    assert open_store(path, used).count(Filter()) == {}
+    assert count(open_store(path, used), Filter()) == {}
     assert bool(caplog.records) == bool(says)
     assert (says or "") in caplog.text
     assert len(list(path.parent.glob("jobs.db.damaged-*"))) == (len(there) if says else 0)
@@ -365,5 +384,5 @@ def test_a_database_that_is_lost_is_not_passed_over_in_silence(
 
 def test_a_file_that_is_no_database_is_set_aside(path: Path) -> None:
     path.write_text("nonsense " * 1000)
-    assert open_store(path).count(Filter()) == {}
+    assert count(open_store(path), Filter()) == {}
     assert len(list(path.parent.glob("jobs.db.damaged-*Z"))) == 1
