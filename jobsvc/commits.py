@@ -59,6 +59,8 @@ class Commits:
                 action()
             except OSError as error:
                 log.error("a run's files stay: %s", error)
+            except Exception:  # the others have nothing to do with it
+                log.exception("what follows a commit")
 
     def _sync_now(self) -> None:
         """Also what nobody waits for, as the end of a run: the kernel would take half a minute."""

@@ -18,11 +18,12 @@ from typing import BinaryIO
 
 from pystemd import daemon as notify
 
-from jobsvc import __version__, config, ending, linux, rundir, salvage, service
+from jobsvc import __version__, config, ending, linux, rundir, salvage, service, watcher
 from jobsvc.authority import Authority
 from jobsvc.bus import DBUS, Bus, BusError
 from jobsvc.callers import Callers
 from jobsvc.errors import Internal, InvalidConfig, JobsvcError
+from jobsvc.guard import for_ever, guarded
 from jobsvc.inputs import Inputs
 from jobsvc.journal_events import Events
 from jobsvc.launch import Launcher
@@ -83,12 +84,12 @@ async def serve(settings: config.Config) -> Exception | None:
             await hear_polkit(to_polkit, door.subscribers)
             await manager.reconcile()
             await public.own("org.jobsvc1")
-            loops = [
-                tasks.create_task(each)
-                for each in (watchdog(), manager.history.keep(), manager.rounds.keep(), store.marks.keep())
-            ]
+            kept = (watchdog, manager.history.keep, manager.rounds.keep, store.marks.keep)
+            loops = [tasks.create_task(for_ever(each, each.__qualname__, store.examine)) for each in kept]
             loop.add_signal_handler(signal.SIGUSR1, lambda: describe(manager))
-            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(reload(door)))
+            loop.add_signal_handler(
+                signal.SIGHUP, lambda: tasks.create_task(guarded(reload(door), "SIGHUP", store.examine))
+            )
             notify.notify(False, ready=1, status=f"{manager.running} jobs run, {manager.queued} wait")
             try:
                 await ended
@@ -181,6 +182,7 @@ def main() -> None:
         return
     linux.undumpable()
     sys.setswitchinterval(SWITCH)
+    watcher.begin()
     try:
         why = asyncio.run(serve(settings))
     except Internal as error:  # a state of a later release

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from jobsvc import model
 from jobsvc.config import Config
 from jobsvc.errors import InvalidSpec, QueueFull, WrongState
-from jobsvc.model import Job
+from jobsvc.model import Job, User
 from jobsvc.roster import Roster, named
 
 Look = Callable[[str], Job | None]
-Request = tuple[int, str, str, str]  # owner uid, key, job id, digest
+Request = tuple[User, str, str, str]  # owner, key, job id, digest
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Plan:
 class Intake:
     """Reads the roster and what is remembered; changes nothing."""
 
-    def __init__(self, roster: Roster, look: Look, request: Callable[[int, str], tuple[str, str] | None]) -> None:
+    def __init__(self, roster: Roster, look: Look, request: Callable[[User, str], tuple[str, str] | None]) -> None:
         self._roster = roster
         self._look = look
         self._request = request
@@ -54,11 +54,10 @@ class Intake:
 
     def _known(self, job: Job, mark: str) -> str | None:
         """The id an idempotency key already stands for; another spec under the same key is an error."""
-        if "RequestId" not in job.spec or not (found := self._request(job.owner.uid, job.spec["RequestId"])):
+        if "RequestId" not in job.spec or not (found := self._request(job.owner, job.spec["RequestId"])):
             return None
         job_id, old_mark = found
-        old = self._look(job_id)
-        if old_mark != mark or (old and old.owner != job.owner):
+        if old_mark != mark:
             raise InvalidSpec(f"RequestId {job.spec['RequestId']!r} was used for another job, {job_id}; use a new one")
         return job_id
 
@@ -70,7 +69,7 @@ class Intake:
             raise held_by(holders[0])
         job_id = holders[-1].id if holders and policy == "return" else job.id
         if "RequestId" in job.spec:
-            plan.requests.append((job.owner.uid, job.spec["RequestId"], job_id, mark))
+            plan.requests.append((job.owner, job.spec["RequestId"], job_id, mark))
         if job_id == job.id:
             plan.replaced += [(holder, job.id) for holder in holders]
             plan.fresh.append(self._line_up(job, holders, plan, at))

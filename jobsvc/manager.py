@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from jobsvc.clock import realtime_usec
 from jobsvc.commits import Commits
 from jobsvc.config import Config
 from jobsvc.errors import Internal, Maintenance, NoSuchJob, WrongState
+from jobsvc.guard import guarded
 from jobsvc.history import History
 from jobsvc.inhibitor import Inhibitor
 from jobsvc.inputs import Inputs
@@ -44,6 +46,7 @@ from jobsvc.turnstile import Turnstile
 log = logging.getLogger(__name__)
 
 MAINTENANCE = "maintenance"
+SLICE = 0.01  # seconds of the loop
 
 
 def boot_id() -> str:
@@ -81,7 +84,7 @@ class Manager:
         self.commits = Commits(store, self.hold_off)
         self.maintenance = store.fact(MAINTENANCE) == "on"
         self._turnstile = Turnstile(self.roster, realtime_usec, lambda: self.config, self._begin, self._shut)
-        self._ended: deque[Job] = deque()
+        self._ended: deque[tuple[str, Job]] = deque()  # what waits for a job that has ended
         self._settling = False
         self.history = History(self, realtime_usec)
 
@@ -274,17 +277,24 @@ class Manager:
 
     def _settle(self, job: Job) -> None:
         """A job has ended for good: whoever waits for it goes on, or never will. Chains may be long: no recursion."""
-        self._ended.append(job)
-        if self._settling:
-            return
+        self._ended.extend((waiting.id, job) for waiting in self.roster.dependents(job.id))
+        if not self._settling:
+            self._go_on_settling()
+
+    def _go_on_settling(self) -> None:
+        """A thousand may wait for one: others have their turns in between. What is left at our end, the next life
+        of the service finds."""
         self._settling = True
+        end = time.monotonic() + SLICE
         try:
-            while self._ended:
-                ended = self._ended.popleft()
-                for waiting in self.roster.dependents(ended.id):
+            while self._ended and time.monotonic() < end:
+                job_id, ended = self._ended.popleft()
+                if waiting := self.jobs.get(job_id):
                     self.dependency_ended(waiting, ended)
         finally:
-            self._settling = False
+            self._settling = bool(self._ended)
+            if self._settling:
+                asyncio.get_running_loop().call_soon(self._go_on_settling)
 
     def dependency_ended(self, job: Job, other: Job) -> None:
         self.change(job, lambda job: model.dependency_ended(job, other, realtime_usec()))
@@ -355,7 +365,8 @@ class Manager:
 
     def drive(self, job: Job, *, adopt: bool) -> None:
         runner = self.runners[job.key] = Runner(self, self._lives.setdefault(job.key, Live(job)))
-        task = asyncio.create_task(self._run(runner, adopt), name=job.key)
+        run = guarded(self._run(runner, adopt), f"run {job.key}", self.store.examine)
+        task = asyncio.create_task(run, name=job.key)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.rounds.begin()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
+from collections.abc import Callable
 
 SLICE = 0.005  # seconds of one transaction
 MOST = 1000  # jobs of one
@@ -62,8 +63,9 @@ _FILL = [
 class Marks:
     """Enters new jobs on the connection that writes."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, committed: Callable[[], None]) -> None:
         self._db = db
+        self._committed = committed
         self._new = asyncio.Event()
         self._at_once = 10
 
@@ -82,6 +84,7 @@ class Marks:
                 await asyncio.sleep(PAUSE)
                 continue
             if more:
+                self._committed()
                 await asyncio.sleep(time.monotonic() - begin)
             else:
                 await self._new.wait()

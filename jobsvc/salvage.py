@@ -57,7 +57,7 @@ def carry_over(aside: Path, path: Path) -> int:
     """Copy what can be read, around the damaged pages; how many jobs that are."""
     with contextlib.closing(sqlite3.connect(aside)) as old, contextlib.closing(sqlite3.connect(path)) as new:
         old.text_factory = new.text_factory = bytes
-        for table in ("facts", "requests"):
+        for table in ("facts", "requests", "requesters"):
             for order in ("ASC", "DESC"):
                 _copy(old, new, table, f"ORDER BY 1 {order}")
         for number in range(1, _newest(old) + 1):

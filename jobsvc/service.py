@@ -20,6 +20,7 @@ from jobsvc.authority import Authority
 from jobsvc.bus import Bus, Call
 from jobsvc.callers import Callers
 from jobsvc.errors import Internal, InvalidArgs, JobsvcError, LimitsExceeded, NoSuchJob
+from jobsvc.guard import guarded
 from jobsvc.interface import JOB, JOBS, KIB, MANAGER, ROOT, Fd, Method, Request
 from jobsvc.logs import Logs
 from jobsvc.manager import Manager
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 MAX_CALLS = 128  # under way for one connection; the bus allows as many that want an answer
 MAX_BYTES = 16 * MIB  # of the bodies of one user's calls under way
 MANY = 200  # parts of an answer that the loop packs itself
+FAULT = "this is a fault of jobsvc; its journal has the details: journalctl -u jobsvc"
 FAMILIES = (Starting, Controlling, Looking, Output, Administering)
 METHODS: dict[str, Method] = {name: entry for family in FAMILIES for name, entry in interface.methods(family).items()}
 
@@ -85,7 +87,8 @@ class Service:
             error = LimitsExceeded(f"this connection has {MAX_CALLS} calls under way; wait for an answer")
             self._bus.send_error(call, error.bus_name, str(error))
             return
-        task = self._tasks.create_task(self._answer(call))
+        what = f"{call.member} from {sender}"
+        task = self._tasks.create_task(guarded(self._answer(call), what, self._manager.store.examine), name=what)
         running.add(task)
         task.add_done_callback(lambda done: self._answered(sender, done))
 
@@ -120,16 +123,23 @@ class Service:
                     signature, body = await found(request)
             await self._reply(call, signature, await self._packed(request, signature, list(body)))
         except JobsvcError as error:
-            self._bus.send_error(call, error.bus_name, str(error))
+            self._refuse(call, error)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             log.exception("%s from %s", call.member, call.sender)
             self._manager.store.examine(error)
-            fault = Internal("this is a fault of jobsvc; its journal has the details: journalctl -u jobsvc")
-            self._bus.send_error(call, fault.bus_name, str(fault))
+            self._refuse(call, Internal(FAULT))
         finally:
             call.dispose()
+
+    def _refuse(self, call: Call, error: JobsvcError) -> None:
+        """Answer with an error, also if it is one that cannot be sent."""
+        try:
+            self._bus.send_error(call, error.bus_name, str(error))
+        except Exception:
+            log.exception("an error for %s from %s", call.member, call.sender)
+            self._bus.send_error(call, Internal(FAULT).bus_name, FAULT)
 
     async def _read(self, call: Call, uid: int) -> None:
         """Have a large body parsed in a thread, one at a time: the loop goes on with everybody else's calls."""

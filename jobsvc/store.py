@@ -21,11 +21,12 @@ from jobsvc import marks, model
 from jobsvc.errors import Internal
 from jobsvc.figures import Figures
 from jobsvc.marks import Marks
-from jobsvc.model import Job, Run
+from jobsvc.model import Job, Run, User
 from jobsvc.packing import SELECT, UPSERT, pack_job, pack_run, unpack_job, unpack_run
 from jobsvc.queries import Queries
 
 SCHEMA = 2  # what this release writes
+LARGE = 4 * 1024**2  # bytes of a write-ahead log that are worth a checkpoint
 READABLE_BY = 1  # the oldest schema whose release still reads what we write
 
 CREATE = """
@@ -48,6 +49,13 @@ CREATE TABLE requests (
 CREATE INDEX requests_id ON requests (id);
 CREATE INDEX requests_removed ON requests (removed_at) WHERE removed_at IS NOT NULL;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+# With schema 2. The release before does not fill requesters: what has no row there is its.
+ADDED = f"""{marks.CREATE}
+CREATE TABLE requesters (
+    uid INTEGER NOT NULL, request_id TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (uid, request_id)) WITHOUT ROWID;
+CREATE TRIGGER requests_forgotten AFTER DELETE ON requests
+BEGIN DELETE FROM requesters WHERE uid = old.owner_uid AND request_id = old.request_id; END;
 """
 
 
@@ -79,20 +87,24 @@ class Store:
         self._current_sync: asyncio.Future[None] | None = None
         self._next_sync: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "sync")  # of its own: user look-ups may hang in the common one
+        self._copying = ThreadPoolExecutor(1, "checkpoint")
+        self._copied: asyncio.Future[BaseException | None] | None = None
         self._figures = Figures(self._path)
         self._queries = Queries(self._path, self._noted)
-        self.marks = Marks(self._db)
+        self.marks = Marks(self._db, self.checkpoint)
 
     def _open(self) -> None:
         wal = Path(self._path + "-wal")
         doubtful = self._suspect.exists() or (wal.exists() and wal.stat().st_size > 0)  # not closed in good order
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA wal_autocheckpoint=0")  # it would be in a commit, and on the loop
         self._db.execute("PRAGMA temp_store=MEMORY")
         if doubtful and (found := self._one("PRAGMA quick_check(1)")) != "ok":  # 0.4 s for 100,000 jobs
             raise Damaged(f"{self._path} is damaged ({found})")
         self._suspect.unlink(missing_ok=True)
         self._migrate()
+        self._named = self._one("PRAGMA user_version") >= 2
         self.seq: int = self._one("SELECT coalesce(max(seq), 0) FROM jobs")
         self.seq = max(self.seq, int(self.fact("seq") or 0))
 
@@ -112,13 +124,13 @@ class Store:
         if not version:
             if self._one("SELECT count(*) FROM sqlite_master"):
                 raise Internal(f"{self._path} is not a database of jobsvc; move it away")
-            self._db.executescript(f"BEGIN;{CREATE}{marks.CREATE}PRAGMA user_version={SCHEMA};COMMIT")
+            self._db.executescript(f"BEGIN;{CREATE}{ADDED}PRAGMA user_version={SCHEMA};COMMIT")
             self._db.execute("INSERT INTO facts VALUES ('readable_by', ?)", (READABLE_BY,))
         elif version > SCHEMA and int(self.fact("readable_by") or version) > SCHEMA:
             raise Internal(f"{self._path} was written by a newer jobsvc that this one cannot read")
         elif version == 1:
             with self._where_there_is_room():
-                self._db.executescript(f"BEGIN IMMEDIATE;{marks.CREATE}PRAGMA user_version={SCHEMA};COMMIT")
+                self._db.executescript(f"BEGIN IMMEDIATE;{ADDED}PRAGMA user_version={SCHEMA};COMMIT")
                 self._db.execute("UPDATE facts SET value = ? WHERE name = 'schema'", (SCHEMA,))
         if self.fact("schema") is None:
             with self._where_there_is_room():  # for people
@@ -200,6 +212,23 @@ class Store:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._fdatasync)
         except OSError as error:
             raise NotRecorded(f"it cannot be recorded safely from a power cut: {error}") from None
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Have a large log copied into the file, in a thread; what cannot be copied now is copied another time."""
+        if self._copied is None or self._copied.done():
+            self._copied = asyncio.get_running_loop().run_in_executor(self._copying, self._copy)
+            self._copied.add_done_callback(lambda done: self.examine(error) if (error := done.result()) else None)
+
+    def _copy(self) -> BaseException | None:
+        try:
+            if os.stat(self._path + "-wal").st_size > LARGE:
+                with contextlib.closing(sqlite3.connect(self._path)) as db:
+                    db.execute("PRAGMA synchronous=NORMAL")
+                    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except (sqlite3.Error, OSError) as error:
+            return error
+        return None
 
     def _fdatasync(self) -> None:
         fd = os.open(self._path + "-wal", os.O_RDONLY | os.O_CLOEXEC)
@@ -208,13 +237,20 @@ class Store:
         finally:
             os.close(fd)
 
-    def accept(self, jobs: list[Job], requests: list[tuple[int, str, str, str]]) -> list[Job]:
-        """Take new jobs, all or none, with their idempotency keys (owner uid, key, id, digest)."""
+    def accept(self, jobs: list[Job], requests: list[tuple[User, str, str, str]]) -> list[Job]:
+        """Take new jobs, all or none, with their idempotency keys (owner, key, id, digest)."""
         self.flush()
         noted = [self.put(job) for job in jobs]
         try:
             with self._transaction():
-                self._db.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, NULL)", requests)
+                for owner, key, *what in requests:
+                    if self.request(owner, key) is None:  # it may be of a former user with that number
+                        self._db.execute(
+                            "DELETE FROM requests WHERE owner_uid = ? AND request_id = ?", (owner.uid, key)
+                        )
+                    self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, NULL)", (owner.uid, key, *what))
+                    if self._named:
+                        self._db.execute("INSERT INTO requesters VALUES (?, ?, ?)", (owner.uid, key, owner.name))
                 self.flush()
         except Exception:  # also a value that SQLite cannot hold: it must not be in the way of what follows
             self._dirty.clear()
@@ -222,12 +258,20 @@ class Store:
             raise
         return noted
 
-    def request(self, owner_uid: int, request_id: str) -> tuple[str, str] | None:
-        """The job id and spec digest an idempotency key of this owner stands for."""
+    def request(self, owner: User, request_id: str) -> tuple[str, str] | None:
+        """The job id and spec digest an idempotency key of this owner stands for; a former one's is not found."""
+        which = (owner.uid, request_id)
         row = self._db.execute(
-            "SELECT id, digest FROM requests WHERE owner_uid = ? AND request_id = ?", (owner_uid, request_id)
+            "SELECT requests.id, digest, owner_name FROM requests LEFT JOIN jobs ON jobs.id = requests.id"
+            " WHERE requests.owner_uid = ? AND request_id = ?",
+            which,
         ).fetchone()
-        return (row[0], row[1]) if row else None
+        if row is None:
+            return None
+        name = row[2]
+        if self._named and (found := self._one("SELECT name FROM requesters WHERE uid = ? AND request_id = ?", *which)):
+            name = found
+        return (row[0], row[1]) if name in (owner.name, None) else None
 
     def _try_flush(self) -> None:
         """Before reading. Where nothing can be written (a full disk) what was written can still be read."""
@@ -303,6 +347,7 @@ class Store:
 
     def close(self) -> None:
         self._thread.shutdown()
+        self._copying.shutdown()
         self._figures.close()
         self._queries.close()
         self._try_flush()

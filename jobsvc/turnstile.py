@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from jobsvc import admission, load
@@ -10,6 +11,9 @@ from jobsvc.config import Config
 from jobsvc.model import Job, Queued
 from jobsvc.roster import Roster
 
+log = logging.getLogger(__name__)
+
+AGAIN = 2.0  # seconds
 CLOCK_SET_WITHIN = 60.0  # seconds in which a clock that was set is noticed by those who wait for a time
 
 
@@ -47,8 +51,18 @@ class Turnstile:
         if watched and room > len(begun):
             begun += self._admit_one(config, at, watched)
         for job in begun:
-            self._begin(job)
+            try:
+                self._begin(job)
+            except Exception:  # the others have left the queue, too
+                log.exception("job %s, which goes back to the queue", job.id)
+                self._put_back(job, at)
         self._wake_at(queue.next_due, at)
+
+    def _put_back(self, job: Job, at: int) -> None:
+        if (current := self._roster.jobs.get(job.id)) and isinstance(current.run.phase, Queued):
+            self._roster.queue.end(job.id)
+            self._roster.queue.add(current, at)
+            self.hold_off(AGAIN)
 
     def hold_off(self, seconds: float) -> None:
         """Nothing can begin just now: let the queue wait a little."""

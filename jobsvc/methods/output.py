@@ -10,6 +10,7 @@ from dbus_next.signature import Variant
 from jobsvc import formats, pipe, wire
 from jobsvc.chunks import STREAMS
 from jobsvc.errors import InvalidArgs
+from jobsvc.guard import guarded
 from jobsvc.interface import LOGS, READ_LOGS, Fd, Request, method
 from jobsvc.live import Live
 from jobsvc.logs import Selection
@@ -39,7 +40,8 @@ class Output:
         except OSError:
             self._followers.give_back(uid)
             raise
-        self._desk.tasks.create_task(self._stream(live, selection, theirs, uid))
+        stream, what = self._stream(live, selection, theirs, uid), f"output of {live.job.key}"
+        self._desk.tasks.create_task(guarded(stream, what, self._desk.manager.store.examine), name=what)
         return (Fd(ours),)
 
     @method("s id, a{sv} options", "ay data, a{sv} next", READ_LOGS)

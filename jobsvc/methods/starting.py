@@ -43,7 +43,10 @@ class Starting:
     ) -> tuple[list[Any]]:
         if len(specs) > MAX_MANY:
             raise InvalidSpec(f"StartMany takes at most {MAX_MANY} jobs in one call, not {len(specs)}")
-        typed = [wire.unpack(one) for one in specs]
+        typed, pace = [], self._desk.pace(request)
+        for one in specs:
+            await pace.step()
+            typed.append(wire.unpack(one))
         for index, one in enumerate(typed):
             if one.keys() & {"StandardInput", "DryRun"}:
                 raise InvalidSpec(f"job {index}: StartMany takes no StandardInput, and DryRun as an option of the call")
@@ -69,9 +72,10 @@ class Starting:
         return new_id, path_of(new_id)
 
     async def _prepare(self, request: Request, typed: list[wire.Typed]) -> tuple[list[Job], list[str]]:
-        preparing = Preparing(self._desk, request)
+        preparing, pace = Preparing(self._desk, request), self._desk.pace(request)
         jobs, digests = [], []
         for index, one in enumerate(typed):
+            await pace.step()
             try:
                 job, mark = await preparing.job(spec.check(one), index)
             except InvalidSpec as error:

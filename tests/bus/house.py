@@ -47,7 +47,12 @@ CONFIG = """<busconfig>
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a dbus-daemon of our own."""
-    folder = tmp_path_factory.mktemp("bus")
+    with private_bus(tmp_path_factory.mktemp("bus")) as at:
+        yield at
+
+
+@contextlib.contextmanager
+def private_bus(folder: Path) -> Iterator[str]:
     (folder / "bus.conf").write_text(CONFIG.format(path=folder / "bus"))
     command = ["dbus-daemon", f"--config-file={folder / 'bus.conf'}", "--nofork", "--print-address"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as daemon:
@@ -149,6 +154,39 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+@contextlib.asynccontextmanager
+async def open_house(address: str, folder: Path) -> AsyncIterator[House]:
+    launcher = Launcher()
+    porters = Porters(launcher)  # type: ignore[arg-type]
+    porters.prepare()
+    public = await bus.Bus(address, fds=True, cap=service.cap, carrier=porters).open()
+    client = await bus.Bus(address, fds=True, addressed=True).open()
+    aside = await bus.Bus(address).open()
+    callers = Callers(public, aside)
+    config = Config()
+    polkit = Polkit()
+    store = Store(folder / "jobs.db")
+    events = Events(str(folder / "no-journal"))
+    jobs = Manager(config, store, Systemd(), launcher, events, Inputs(porters))  # type: ignore[arg-type]
+    authority = Authority(polkit, callers, config)  # type: ignore[arg-type]
+    logs = Logs()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            door = Service(public, callers, authority, jobs, logs, tasks)
+            await public.match("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''")
+            await public.own("org.jobsvc1")
+            yield House(address, door, client, polkit)
+            door.close()
+            await jobs.close()
+    finally:
+        logs.close()
+        store.close()
+        for connection in (client, aside, public):
+            connection.disconnect()
+        porters.close()
+        launcher.close()
+
+
 Scenario = Callable[[House], Awaitable[None]]
 
 
@@ -163,41 +201,9 @@ def house_fixture(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     short = tempfile.TemporaryDirectory()  # for the names of sockets
     monkeypatch.setattr(inputs, "FOLDER", Path(short.name))
 
-    @contextlib.asynccontextmanager
-    async def open_house() -> AsyncIterator[House]:
-        launcher = Launcher()
-        porters = Porters(launcher)  # type: ignore[arg-type]
-        porters.prepare()
-        public = await bus.Bus(address, fds=True, cap=service.cap, carrier=porters).open()
-        client = await bus.Bus(address, fds=True, addressed=True).open()
-        aside = await bus.Bus(address).open()
-        callers = Callers(public, aside)
-        config = Config()
-        polkit = Polkit()
-        store = Store(tmp_path / "jobs.db")
-        events = Events(str(tmp_path / "no-journal"))
-        jobs = Manager(config, store, Systemd(), launcher, events, Inputs(porters))  # type: ignore[arg-type]
-        authority = Authority(polkit, callers, config)  # type: ignore[arg-type]
-        logs = Logs()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                door = Service(public, callers, authority, jobs, logs, tasks)
-                await public.match("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''")
-                await public.own("org.jobsvc1")
-                yield House(address, door, client, polkit)
-                door.close()
-                await jobs.close()
-        finally:
-            logs.close()
-            store.close()
-            for connection in (client, aside, public):
-                connection.disconnect()
-            porters.close()
-            launcher.close()
-
     def run(scenario: Scenario) -> None:
         async def main() -> None:
-            async with open_house() as opened:
+            async with open_house(address, tmp_path) as opened:
                 await scenario(opened)
 
         asyncio.run(main())

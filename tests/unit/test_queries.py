@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobsvc import marks, model, queries
+from jobsvc import model, queries
 from jobsvc import store as stores
 from jobsvc.aside import Aside
 from jobsvc.errors import LimitsExceeded
@@ -139,11 +139,11 @@ def test_a_full_disk_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.M
     store = Store(path)
     store.accept([job(1, Labels={"a": "1"})], [])
     store._db.executescript(
-        "DROP TABLE marks; DROP TRIGGER marks_removed; DROP TRIGGER marks_changed;"
+        "DROP TABLE marks; DROP TABLE requesters; DROP TRIGGER requests_forgotten; DROP TRIGGER marks_removed; DROP TRIGGER marks_changed;"
         "DELETE FROM facts WHERE name = 'indexed'; PRAGMA user_version=1"
     )
     store.close()
-    monkeypatch.setattr(marks, "CREATE", "INSERT INTO nowhere VALUES (1);")
+    monkeypatch.setattr(stores, "ADDED", "INSERT INTO nowhere VALUES (1);")
     store = Store(path)
     assert not store.marks.enter()
     assert found(store, labels={"a": "1"}) == [1]

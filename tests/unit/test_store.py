@@ -138,9 +138,9 @@ def test_what_was_flushed_is_there_without_a_close(path: Path) -> None:
 
 def test_all_or_none_are_accepted(path: Path) -> None:
     store = Store(path)
-    store.accept([job(1)], [(1000, "key", job(1).id, "digest")])
+    store.accept([job(1)], [(ALICE, "key", job(1).id, "digest")])
     with pytest.raises(sqlite3.IntegrityError):
-        store.accept([job(2), job(3)], [(1000, "key", job(3).id, "other")])
+        store.accept([job(2), job(3)], [(ALICE, "key", job(3).id, "other")])
     store.flush()
     assert store.get(job(2).id) is None
     assert [found.id for found in store.unfinished()] == [job(1).id]
@@ -231,14 +231,14 @@ def test_searching(path: Path) -> None:
 
 def test_removed_jobs_leave_their_request_ids_for_a_while(path: Path) -> None:
     store = Store(path)
-    store.accept([job(1)], [(1000, "key", job(1).id, "digest")])
+    store.accept([job(1)], [(ALICE, "key", job(1).id, "digest")])
     store.remove([job(1).id], at=50)
     assert store.get(job(1).id) is None
     store.forget_requests(before=50)
-    assert store.request(1000, "key") == (job(1).id, "digest")
-    assert store.request(1001, "key") is None
+    assert store.request(ALICE, "key") == (job(1).id, "digest")
+    assert store.request(BOB, "key") is None
     store.forget_requests(before=51)
-    assert store.request(1000, "key") is None
+    assert store.request(ALICE, "key") is None
 
 
 def test_retention_counts_finished_jobs_only(path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_damaged_file_is_told_from_one_that_cannot_be_written(path: Path) -> N
 
 def test_what_can_be_read_of_a_damaged_file_is_carried_over(path: Path) -> None:
     store = Store(path)
-    kept = {one.id: one for one in store.accept([job(number) for number in range(1, 500)], [(1000, "key", "1", "d")])}
+    kept = {one.id: one for one in store.accept([job(number) for number in range(1, 500)], [(ALICE, "key", "1", "d")])}
     store.close()
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2 : len(whole) // 2 + 8192] = os.urandom(8192)
