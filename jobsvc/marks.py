@@ -21,26 +21,40 @@ _BODY = "{row}.body"
 _HAS = " OR ".join(f"instr({{row}}.body, '\"{key}\":')" for key in ("Labels", "ArrayId", "HookOf"))
 _ARRAY = "json_extract({row}.body, '$.spec.ArrayId')"
 _HOOK = "json_extract({row}.body, '$.spec.HookOf')"
-# What the job in `old` or `new` is entered under.
+# What the job in `new` is entered under.
 _OF = f"""
 SELECT 'label ' || key AS name, value FROM json_each({_BODY}, '$.spec.Labels')
 UNION ALL SELECT 'array', {_ARRAY} WHERE {_ARRAY} IS NOT NULL
 UNION ALL SELECT 'hook', '' WHERE {_HOOK} IS NOT NULL
 """
-_REMOVE = f"""DELETE FROM marks WHERE (name, value, uid, number) IN (
-    SELECT name, value, old.{{uid}}, old.number FROM ({_OF.format(row="old")}));"""
+# One by one: of a compound SELECT in IN, or of all four columns, SQLite makes no use of the key.
+REMOVE = [
+    f"DELETE FROM marks WHERE uid = old.{uid} AND number = old.number AND {which};"
+    for uid in ("owner_uid", "uid")
+    for which in (
+        f"(name, value) IN (SELECT 'label ' || key, value FROM json_each({_BODY.format(row='old')}, '$.spec.Labels'))",
+        f"name = 'array' AND value = {_ARRAY.format(row='old')}",
+        "name = 'hook' AND value = ''",
+    )
+]
+_REMOVE = "\n".join(REMOVE)
 # Not OR IGNORE, for which SQLite takes that of the statement that fires the trigger (CREATE TRIGGER, 2.1).
 _ENTER = f"INSERT INTO marks SELECT name, value, new.{{uid}}, new.number FROM ({_OF.format(row='new')})"
+
+_DIFFER = " OR ".join(
+    f"json_extract(new.body, '$.spec.{key}') IS NOT json_extract(old.body, '$.spec.{key}')"
+    for key in ("Labels", "ArrayId", "HookOf")
+)
 
 CREATE = f"""
 CREATE TABLE marks (
     name TEXT NOT NULL, value TEXT NOT NULL, uid INTEGER NOT NULL, number INTEGER NOT NULL,
     PRIMARY KEY (name, value, uid, number)) WITHOUT ROWID;
 CREATE TRIGGER marks_removed AFTER DELETE ON jobs WHEN ({_HAS.format(row="old")}) AND json_valid(old.body)
-BEGIN {_REMOVE.format(uid="owner_uid")} {_REMOVE.format(uid="uid")} END;
-CREATE TRIGGER marks_changed AFTER UPDATE OF body ON jobs WHEN new.body IS NOT old.body
+BEGIN {_REMOVE} END;
+CREATE TRIGGER marks_changed AFTER UPDATE OF body ON jobs WHEN new.body IS NOT old.body AND ({_DIFFER})
 BEGIN
-    {_REMOVE.format(uid="owner_uid")} {_REMOVE.format(uid="uid")}
+    {_REMOVE}
     {_ENTER.format(uid="owner_uid")};
     {_ENTER.format(uid="uid")} WHERE new.uid <> new.owner_uid;
 END;

@@ -1,6 +1,6 @@
-"""Tells what keeps the loop for too long: JOBSVC_WATCH= milliseconds, for tests. asyncio's own debug mode costs too much.
+"""Tells what keeps the loop for too long: JOBSVC_WATCH= milliseconds, for tests. asyncio's debug mode costs too much.
 
-What is counted is the loop's own time, in seconds of its thread: on a busy machine everything takes longer by the clock.
+What counts is the time of the loop's own thread: on a busy machine everything takes longer by the clock.
 """
 
 from __future__ import annotations

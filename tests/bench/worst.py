@@ -36,6 +36,7 @@ STOP = multiprocessing.get_context("fork").Event()
 def history(path: Path, count: int, indexed: bool) -> None:
     store = Store(path)
     store._db.execute("PRAGMA synchronous=OFF")
+    store._db.execute("PRAGMA wal_autocheckpoint=1000")
     for number in range(count * len(USERS)):
         name = list(USERS)[number % len(USERS)]
         owner = User(USERS[name], name)

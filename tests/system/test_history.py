@@ -11,6 +11,7 @@ from machine.nspawn import Guest, Machine
 from machine.vm import VM
 
 OURS = "/etc/jobsvc/jobsvc.conf.d/60-story.conf"
+WATCH = "/run/systemd/system/jobsvc.service.d/60-story.conf"
 PATIENT = "/etc/systemd/logind.conf.d/60-story.conf"
 MANAGER = ("org.jobsvc1", "/org/jobsvc1", "org.jobsvc1.Manager")
 RELOAD = ("busctl", "call", *MANAGER, "Reload")
@@ -192,6 +193,37 @@ def test_statistics_count_what_was_and_only_ones_own(machine: Machine) -> None:
     assert mine["CPUUsageNSec"] > 10_000_000
     assert 0 < mine["WaitUSec"] < 60_000_000
     assert [row["User"] for row in inside(machine, stats_with, label, user="carol")] == ["alice", "bob"]
+
+
+def ask_much(jobs: int) -> dict[str, int]:
+    """As many jobs with 32 labels, canceled; everything that is asked about many, and their removal."""
+    bus = Bus()  # noqa: F821
+    labels = {f"label{n}": "a value of many jobs" for n in range(32)}
+    one = {"Command": ("as", ["true"]), "Labels": ("a{ss}", labels), "Hold": ("b", True)}
+    for _ in range(0, jobs, 200):
+        bus.reply(bus.send("StartMany", "aa{sv}a{sv}", [one] * 200, {}), 60)
+    mine = {"Labels": ("a{ss}", labels)}
+    stopped = bus.reply(bus.send("StopMany", "asa{sv}", [], mine), 60)
+    asked = [bus.send("Count", "a{sv}", mine) for _ in range(10)]
+    asked += [bus.send("Stats", "a{sv}", mine) for _ in range(10)]
+    asked += [bus.send("List", "a{sv}", {**mine, "Limit": ("u", 500)}) for _ in range(10)]
+    for serial in asked:
+        bus.reply(serial, 120)
+    removed = bus.reply(bus.send("RemoveMany", "asa{sv}", [], mine), 120)
+    return {"stopped": len(stopped), "removed": sum(not name for _, name, _ in removed)}
+
+
+def test_a_large_history_never_stalls_the_loop(machine: Machine) -> None:
+    """The watcher of jobsvcd tells of a callback of 50 ms."""
+    machine.write(WATCH, "[Service]\nEnvironment=JOBSVC_WATCH=50\n")
+    machine.run("sh", "-c", "systemctl daemon-reload && systemctl restart jobsvc.service")
+    try:
+        service_log(machine)
+        told = inside(machine, ask_much, 4000, timeout=300)
+        assert told == {"stopped": 4000, "removed": 4000}
+        assert "slow callback" not in (log := service_log(machine)), log
+    finally:
+        machine.run("sh", "-c", f"rm -f {WATCH}; systemctl daemon-reload; systemctl restart jobsvc.service")
 
 
 def test_a_configured_shutdown_waits_for_what_runs(machine: Machine) -> None:

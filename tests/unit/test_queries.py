@@ -1,6 +1,7 @@
 """Queries: exact, by an index, ended in time, and in turns by the time they take."""
 
 import asyncio
+import re
 import sqlite3
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobsvc import model, queries
+from jobsvc import marks, model, queries
 from jobsvc import store as stores
 from jobsvc.aside import Aside
 from jobsvc.errors import LimitsExceeded
@@ -139,7 +140,8 @@ def test_a_full_disk_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.M
     store = Store(path)
     store.accept([job(1, Labels={"a": "1"})], [])
     store._db.executescript(
-        "DROP TABLE marks; DROP TABLE requesters; DROP TRIGGER requests_forgotten; DROP TRIGGER marks_removed; DROP TRIGGER marks_changed;"
+        "DROP TABLE marks; DROP TABLE requesters; DROP TRIGGER requests_forgotten; DROP TRIGGER marks_removed;"
+        "DROP TRIGGER marks_changed;"
         "DELETE FROM facts WHERE name = 'indexed'; PRAGMA user_version=1"
     )
     store.close()
@@ -203,6 +205,16 @@ def test_a_filter_is_answered_by_an_index(path: Path, name: str, reverse: bool) 
     if "visible_to" in terms and "USE TEMP B-TREE FOR ORDER BY" in plan:
         assert name in ("id", "unfinished of mine", "changed of mine"), plan
     store.close()
+
+
+def test_a_removal_finds_its_marks_by_the_key(path: Path) -> None:
+    Store(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE old AS SELECT * FROM jobs")
+        for statement in marks.REMOVE:
+            query = re.sub(r"old\.(\w+)", r"(SELECT \1 FROM old)", statement)
+            plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}")]
+            assert "SEARCH marks USING PRIMARY KEY (name=? AND value=? AND uid=? AND number=?)" in plan, plan
 
 
 def test_the_rarest_mark_leads(path: Path) -> None:
