@@ -69,6 +69,7 @@ class History:
                 await self.retire()
             except (sqlite3.Error, NotRecorded) as error:
                 log.error("nothing can be removed from jobs.db: %s", error)
+                self._owner.store.examine(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY):
                     await self._again.wait()

@@ -94,7 +94,7 @@ class Marks:
             begin = time.monotonic()
             try:
                 more = self.enter()
-            except sqlite3.Error:  # the next commit says so
+            except sqlite3.OperationalError:  # a full disk: the next commit says so; damage is no such error
                 await asyncio.sleep(PAUSE)
                 continue
             if more:

@@ -23,7 +23,7 @@ def watch(limit: float, told: Told) -> Callable[[], None]:
 
     Returns what ends it.
     """
-    run = asyncio.Handle._run  # type: ignore[attr-defined]  # noqa: SLF001
+    run: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # noqa: SLF001
 
     def timed(handle: Any) -> None:
         callback = handle._callback  # noqa: SLF001  # the handle forgets it when it is cancelled
@@ -32,7 +32,7 @@ def watch(limit: float, told: Told) -> Callable[[], None]:
         if (took := time.perf_counter() - begin) > limit:
             told(callback, took, time.thread_time() - used)
 
-    asyncio.Handle._run = timed  # type: ignore[attr-defined]  # noqa: SLF001
+    setattr(asyncio.Handle, "_run", timed)  # noqa: B010  # it is not to be assigned to, says the type checker
     return lambda: setattr(asyncio.Handle, "_run", run)
 
 
