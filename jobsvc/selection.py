@@ -104,7 +104,7 @@ class Filter:
             *whose,
             ("marks.number <= ?", [indexed]),
         ]
-        rest = self._rest(indexed, unsure, by="marks")
+        rest = self._rest(indexed, unsure, by="marks", led=mark)
         late: Terms = [("jobs.number > ?", [indexed]), *self._visible(), *self._rest(indexed, unsure)]
         source = "marks CROSS JOIN jobs ON jobs.number = marks.number"
         return [(source, entered + self._visible() + rest), ("jobs", late)]
@@ -115,14 +115,14 @@ class Filter:
         term = "(+owner_uid = ? AND owner_name = ? OR +jobs.uid = ? AND user_name = ?)"
         return [(term, [who.uid, who.name, who.uid, who.name])]
 
-    def _rest(self, indexed: int | None, unsure: Collection[str], by: str = "") -> Terms:
-        """All terms but whose jobs; `by` is what an index is to be used for."""
+    def _rest(self, indexed: int | None, unsure: Collection[str], by: str = "", led: Mark | None = None) -> Terms:
+        """All terms but whose jobs, and the mark that was gone by; `by` is what an index is to be used for."""
         terms: Terms = [("1", [])]
         if self.states is not None:
             term = f"{'' if by == 'state' else '+'}state IN ({','.join('?' * len(self.states))})"
             whatever = " OR jobs.id IN (SELECT value FROM json_each(?))" if unsure else ""
             terms.append((f"({term}{whatever})", [*sorted(self.states), *([json.dumps([*unsure])] if unsure else [])]))
-        terms += [_marked(name, value, indexed) for name, value in self.marks]
+        terms += [_marked(name, value, indexed) for name, value in self.marks if (name, value) != led]
         if self.hooks is False:
             term, values = _marked("hook", "", indexed)
             terms.append((f"NOT {term}", values))
