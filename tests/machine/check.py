@@ -21,8 +21,9 @@ from machine.progress import MARK
 _RUFF = "0.12.12"
 # That of Debian 13, which `make types` runs; the one of Debian 12 finds other things.
 _MYPY = "1.15.0"
-_PYTEST = ("-p", "machine.strict", "-p", "machine.progress", "-p", "no:cacheprovider", "-q")
-_PYTEST += ("-o", "console_output_style=classic")
+_PYTEST = ("-p", "machine.strict", "-p", "machine.progress", "-p", "no:cacheprovider", "-q") + (
+    *("-o", "console_output_style=classic"),
+)
 
 _T = TypeVar("_T")
 
