@@ -210,7 +210,9 @@ def assert_over(machine: Machine, job: str, within: float, result: str) -> None:
     assert told["result"] == result, told
     done = jobctl(machine, "run", "--", "echo", "free", timeout=30)
     assert (done.stdout, done.stderr) == (b"free\n", b"")
-    assert jobctl(machine, "logs", job, timeout=30).stdout.startswith(b"on\n")
+    read = jobctl(machine, "logs", job, timeout=30)
+    # Where exec hangs, so does who asks whether the command line is another: then what was written is not kept.
+    assert read.stdout.startswith(b"on\n") or b"missing (lost)" in read.stderr, read
 
 
 @pytest.mark.parametrize("writer", WRITERS)
