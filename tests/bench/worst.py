@@ -194,17 +194,17 @@ def calls() -> list[tuple[str, tuple[Any, ...]]]:
     large = {"Command": ("as", ["x"] * 170_000), "Hold": b}
     rows.append(("Start of 170,000 words", ("timed", "Start", "a{sv}", (large,))))
     rows += [("StartMany of 1000", ("timed", "StartMany", "aa{sv}a{sv}", ([true] * 1000, {})))] * 4
-    rows.append(("HoldMany", ("timed", "HoldMany", "asa{sv}", ([], {}))))
+    rows.append(("HoldMany", ("timed", "HoldMany", "asa{sv}", ([], {"State": ("as", ["queued"])}))))
     rows.append(("List of 500 queued", ("timed", "List", "a{sv}", ({"Limit": (u, 500), "State": ("as", ["queued"])},))))
     rows.append(("Introspect", ("timed", "Introspect", "", (), "/org/jobsvc1/job")))
-    rows.append(("StopMany of 4000", ("timed", "StopMany", "asa{sv}", ([], {}))))
+    rows.append(("StopMany of 4000", ("timed", "StopMany", "asa{sv}", ([], {"State": ("as", ["queued"])}))))
     first = {**true, "Name": s("first")}
     after = {**true, "Dependencies": ("a(ss)", [("@0", "success")])}
     rows.append(("StartMany that waits", ("timed", "StartMany", "aa{sv}a{sv}", ([first] + [after] * 999, {}))))
     rows.append(("Stop of what 999 wait for", ("timed", "StopMany", "asa{sv}", ([], {"Name": s("first")}))))
     rows.append(("RestartMany of all", ("timed", "RestartMany", "asa{sv}", ([], {"State": ("as", ["stopped"])}))))
-    rows.append(("StopMany, 30 subscribers", ("timed", "StopMany", "asa{sv}", ([], {}))))
-    rows.append(("RemoveMany of all", ("timed", "RemoveMany", "asa{sv}", ([], {}))))
+    rows.append(("StopMany, 30 subscribers", ("timed", "StopMany", "asa{sv}", ([], {"State": ("as", ["queued"])}))))
+    rows.append(("RemoveMany of all", ("timed", "RemoveMany", "asa{sv}", ([], {"State": ("as", ["stopped"])}))))
     rows.append(("Reload", ("timed", "Reload")))
     return rows
 

@@ -74,8 +74,8 @@ def test_calls_about_many_jobs_never_stall_the_loop(house: Fixture, slow: list[t
         assert await house.call("Count", "a{sv}", mine) == [{"stopped": MANY}]
         stopped = {"State": Variant("as", ["stopped"])}
         (again,) = await house.call("RestartMany", "asa{sv}", [], stopped)
-        (ended,) = await house.call("StopMany", "asa{sv}", [], {})
-        (removed,) = await house.call("RemoveMany", "asa{sv}", [], {})
+        (ended,) = await house.call("StopMany", "asa{sv}", [], {"State": Variant("as", ["queued"])})
+        (removed,) = await house.call("RemoveMany", "asa{sv}", [], stopped)
         assert (len(again), len(ended), len(removed)) == (MANY, MANY, MANY)
         assert not [name for *_, name, _ in again + ended + removed if name]
         index.cancel()

@@ -273,7 +273,7 @@ def test_an_input_outlives_the_service(house: Run, tmp_path: Path) -> None:
             assert "the process that kept it has ended" in (new.get(killed).run.phase.reason)  # type: ignore[union-attr]
             await eventually(lambda: not is_read(third))
             assert is_read(first)
-            assert porters.number(0) == 1
+            await eventually(lambda: porters.number(0) == 1)
             assert [path.name for path in inputs.FOLDER.iterdir()] == [kept]
             await new.close()
             store.close()

@@ -106,6 +106,7 @@ class Progress:
         with self._lock:
             reporter.ensure_newline()
             reporter.write_line(line)
+            reporter.flush()
 
 
 def folder(nodeid: str) -> str:

@@ -57,7 +57,7 @@ def test_end_is_known_while_the_output_hangs(stage: Stage, way: str) -> None:
     wanted = {"stop": ("stopped", None), "term": ("stopped", None), "exit": ("exit-code", 7)}
     assert (report["result"], report["exit_code"]) == wanted[way]
     assert report["left"][0][0] == run.supervisor
-    assert stage.journal.events()[-2:] == ["finished", "end-of-output"]
+    eventually(lambda: stage.journal.events()[-2:] == ["finished", "end-of-output"])
 
 
 def test_pause_and_questions_are_answered_while_the_output_hangs(stage: Stage) -> None:
