@@ -18,11 +18,11 @@ WAITS = b"jobctl: the job service is gone; waiting for it to come back"
 # What a later release may well do: another table layout, another version in each packet and report.
 LATER = {
     "store.py": (
-        ("\nSCHEMA = 1 ", "\nSCHEMA = 2 "),
+        ("\nSCHEMA = 2 ", "\nSCHEMA = 3 "),
         (
-            "        elif version > SCHEMA",
-            '        elif version < SCHEMA:\n            self._db.execute("ALTER TABLE jobs ADD COLUMN extra TEXT")\n'
-            '            self._db.execute("PRAGMA user_version=2")\n        elif version > SCHEMA',
+            "        elif version == 1:",
+            '        elif version == 2:\n            self._db.execute("ALTER TABLE jobs ADD COLUMN extra TEXT")\n'
+            '            self._db.execute("PRAGMA user_version=3")\n        elif version == 1:',
         ),
     ),
     "control.py": (("VERSION: Final = 1", "VERSION: Final = 9"), ("frozenset({VERSION,", "frozenset({1, VERSION,")),
@@ -174,7 +174,7 @@ def test_a_state_that_only_a_later_release_reads_is_left_alone(machine: Machine,
     refusal = b"was written by a newer jobsvc that this one cannot read"
     machine.wait_until(lambda: refusal in machine.run(*log).stdout, what="the reason in the journal")
     assert b"Traceback" not in machine.run(*log).stdout
-    machine.run("python3", "-c", state + "db.execute('PRAGMA user_version=1'); "
+    machine.run("python3", "-c", state + "db.execute('PRAGMA user_version=2'); "
                 "db.execute('UPDATE facts SET value=1 WHERE name=\"readable_by\"')")  # fmt: skip
     assert jobctl(machine, "wait", job).returncode == 1
     assert status(machine, job)["exit_code"] == 5
