@@ -19,6 +19,8 @@ _SECONDS = {
     "test_bytes": 35,
     "test_ends": 20,
     "test_floods": 60,
+    "test_foreign": 200,
+    "test_foreign_files": 150,
     "test_fuzz": 15,
     "test_history": 20,
     "test_hooks": 12,

@@ -9,6 +9,7 @@ import pytest
 from foreign import acting, census, mains, mounted, nothing_changes_for_bob, watched
 from story import ended, inside, jobctl, start, status
 
+from machine import scale
 from machine.nspawn import Machine
 
 FEW = 8  # processes of one user's that hang
@@ -190,13 +191,14 @@ def many(paths: list[str]) -> list[Any]:
 
 
 HANG = {
-    "write": ("WRITE=never", [f"{number}" for number in range(65)]),
-    "write to one file": ("WRITE=never", [""] * 20),
-    "open": ("OPEN=never", [""] * 20),
-    "close": ("FLUSH=never", [""] * 20),
+    "write": ("WRITE=never", [f"{number}" for number in range(scale.times(20, 65))]),
+    "write to one file": ("WRITE=never", [""] * scale.times(10, 20)),
+    "open": ("OPEN=never", [""] * scale.times(10, 20)),
+    "close": ("FLUSH=never", [""] * scale.times(10, 20)),
 }
 
 
+@pytest.mark.scaled
 @pytest.mark.one_suite
 @pytest.mark.parametrize("what", HANG)
 def test_files_that_hang_again_and_again(machine: Machine, what: str) -> None:
