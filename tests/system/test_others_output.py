@@ -64,14 +64,15 @@ def test_one_users_flood_pushes_out_nothing_of_anothers(
     try:
         rotate = ("journalctl", "--namespace=jobsvc", "--rotate")
         machine.run(*rotate, "--vacuum-size=1M")  # what other tests left is larger
-        hers = start(machine, "--", "seq", "150000")
-        assert ended(machine, hers)["result"] == "success"
+        # Of a user whose day is not over: tests before this one write as alice.
+        hers = start(machine, "--", "seq", "150000", user="dave")
+        assert ended(machine, hers, user="dave")["result"] == "success"
         machine.run(*rotate)  # what is not written to any more is what goes first
         theirs = [start(machine, "--", *flood, user=user) for flood in floods]
         told = [ended(machine, job, user=user, timeout=300) for job in theirs]
         assert {one["result"] for one in told} == {"success"}
         assert told[-1]["reason"] == "its output was cut: MaxOutputPerUser= is reached"
-        done = jobctl(machine, "logs", hers)
+        done = jobctl(machine, "logs", hers, user="dave")
         assert (done.returncode, done.stdout == lines, done.stderr) == (0, True, b"")
         outputs = [one["output"] for one in told]
         kept = sum(one["stdout_bytes"] + one["stderr_bytes"] - one["missing_bytes"] for one in outputs)

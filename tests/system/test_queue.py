@@ -336,7 +336,7 @@ def test_ten_thousand_wait_and_cost_a_row_each(machine: Machine) -> None:
         told = measured(10_000)
         assert told["full"] <= 3 * told["empty"] + 0.05, told  # the benchmark has the figure
         assert told["after"]["rss"] <= 60, told
-        assert told["after"]["fds"] <= told["before"]["fds"] + 1, told
+        assert told["after"]["fds"] <= told["before"]["fds"] + 8, told  # a few of threads that answer questions
         service(machine, "restart")
         assert measured(0)["before"]["rss"] <= 60
     finally:
