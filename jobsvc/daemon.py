@@ -88,7 +88,7 @@ async def serve(settings: config.Config) -> Exception | None:
             loops = [tasks.create_task(for_ever(each, each.__qualname__, store.examine)) for each in kept]
             loop.add_signal_handler(signal.SIGUSR1, lambda: describe(manager))
             loop.add_signal_handler(
-                signal.SIGHUP, lambda: tasks.create_task(guarded(reload(door), "SIGHUP", store.examine))
+                signal.SIGHUP, lambda: tasks.create_task(guarded(lambda: reload(door), "SIGHUP", store.examine))
             )
             notify.notify(False, ready=1, status=f"{manager.running} jobs run, {manager.queued} wait")
             try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 log = logging.getLogger(__name__)
 
@@ -13,10 +12,13 @@ PAUSE = 5.0  # seconds before a loop that ended goes on
 Examine = Callable[[BaseException], object]  # whether the service can go on at all
 
 
-async def guarded(work: Coroutine[Any, Any, object], what: str, examine: Examine) -> None:
-    """See one call or one run through; its exception goes to the journal."""
+async def guarded(work: Callable[[], Awaitable[object]], what: str, examine: Examine) -> None:
+    """See one call or one run through; its exception goes to the journal.
+
+    A function: of a task that is cancelled before it has begun, nothing has.
+    """
     try:
-        await work
+        await work()
     except Exception as error:
         log.exception("%s", what)
         examine(error)

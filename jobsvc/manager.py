@@ -365,7 +365,7 @@ class Manager:
 
     def drive(self, job: Job, *, adopt: bool) -> None:
         runner = self.runners[job.key] = Runner(self, self._lives.setdefault(job.key, Live(job)))
-        run = guarded(self._run(runner, adopt), f"run {job.key}", self.store.examine)
+        run = guarded(lambda: self._run(runner, adopt), f"run {job.key}", self.store.examine)
         task = asyncio.create_task(run, name=job.key)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -88,9 +88,11 @@ class Service:
             self._bus.send_error(call, error.bus_name, str(error))
             return
         what = f"{call.member} from {sender}"
-        task = self._tasks.create_task(guarded(self._answer(call), what, self._manager.store.examine), name=what)
+        task = self._tasks.create_task(
+            guarded(lambda: self._answer(call), what, self._manager.store.examine), name=what
+        )
         running.add(task)
-        task.add_done_callback(lambda done: self._answered(sender, done))
+        task.add_done_callback(lambda done: self._answered(sender, call, done))
 
     async def _whose_fds(self, call: Call) -> int:
         """The user whose descriptors these are, if they may come."""
@@ -101,7 +103,9 @@ class Service:
         self._manager.inputs.room(uid, self._manager.config.max_inputs_per_user)
         return uid
 
-    def _answered(self, sender: str, task: asyncio.Task[None]) -> None:
+    def _answered(self, sender: str, call: Call, task: asyncio.Task[None]) -> None:
+        """Also one that was cancelled before it had begun."""
+        call.dispose()
         running = self._senders[sender]
         running.discard(task)
         if not running:
@@ -130,8 +134,6 @@ class Service:
             log.exception("%s from %s", call.member, call.sender)
             self._manager.store.examine(error)
             self._refuse(call, Internal(FAULT))
-        finally:
-            call.dispose()
 
     def _refuse(self, call: Call, error: JobsvcError) -> None:
         """Answer with an error, also if it is one that cannot be sent."""

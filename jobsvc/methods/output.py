@@ -40,8 +40,9 @@ class Output:
         except OSError:
             self._followers.give_back(uid)
             raise
-        stream, what = self._stream(live, selection, theirs, uid), f"output of {live.job.key}"
-        self._desk.tasks.create_task(guarded(stream, what, self._desk.manager.store.examine), name=what)
+        what, examine = f"output of {live.job.key}", self._desk.manager.store.examine
+        stream = guarded(lambda: self._stream(live, selection, theirs, uid), what, examine)
+        self._desk.tasks.create_task(stream, name=what)
         return (Fd(ours),)
 
     @method("s id, a{sv} options", "ay data, a{sv} next", READ_LOGS)

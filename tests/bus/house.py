@@ -191,7 +191,9 @@ Scenario = Callable[[House], Awaitable[None]]
 
 
 @pytest.fixture(name="house")
-def house_fixture(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scenario], None]:
+def house_fixture(
+    request: pytest.FixtureRequest, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Scenario], None]:
     """Runs a scenario against the service on the private bus; its queue stays shut."""
     from jobsvc import ending, inputs, rundir
 
@@ -199,6 +201,7 @@ def house_fixture(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / name).mkdir()
         monkeypatch.setattr(module, name, tmp_path / name)
     short = tempfile.TemporaryDirectory()  # for the names of sockets
+    request.addfinalizer(short.cleanup)
     monkeypatch.setattr(inputs, "FOLDER", Path(short.name))
 
     def run(scenario: Scenario) -> None:

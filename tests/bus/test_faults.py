@@ -15,7 +15,7 @@ from house import House, Scenario, another, pretend, until
 
 from jobsvc import config, guard, service, turnstile
 from jobsvc.authority import Authority
-from jobsvc.bus import Bus, BusError
+from jobsvc.bus import Bus, BusError, Call
 from jobsvc.callers import Callers
 from jobsvc.logs import Logs
 from jobsvc.manager import Manager
@@ -122,6 +122,21 @@ def test_an_error_that_cannot_be_sent_is_answered_all_the_same(house: Run, monke
         assert await house.call("Count", "a{sv}", {}) == [{}]
 
     guard_error = service.NoSuchJob("\udcff")  # no UTF-8
+    house(scenario)
+
+
+@pytest.mark.filterwarnings("error:coroutine:RuntimeWarning")
+def test_a_call_whose_caller_leaves_before_it_has_begun_lets_go_of_what_came(house: Run) -> None:
+    async def scenario(house: House) -> None:
+        gone: list[bool] = []
+        call = Call(path=service.ROOT, interface=service.MANAGER, member="Start", sender=":9.9")
+        call.dispose = lambda: gone.append(True)  # type: ignore[method-assign]
+        house.door._arrived(call)
+        (task,) = house.door._senders[":9.9"]
+        task.cancel()
+        await until(lambda: ":9.9" not in house.door._senders)
+        assert gone == [True]
+
     house(scenario)
 
 
