@@ -58,7 +58,7 @@ BEGIN
     {_ENTER.format(uid="owner_uid")};
     {_ENTER.format(uid="uid")} WHERE new.uid <> new.owner_uid;
 END;
-INSERT INTO facts VALUES ('indexed', '0');
+INSERT OR REPLACE INTO facts VALUES ('indexed', '0');
 """
 INDEXED = "SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'indexed'"
 _NEXT = "SELECT max(number) FROM (SELECT number FROM jobs WHERE number > ? ORDER BY number LIMIT ?)"

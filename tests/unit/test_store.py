@@ -1,6 +1,7 @@
 """The database: what goes in comes out, after a crash too, and searching finds what it should."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import sqlite3
@@ -14,7 +15,7 @@ from jobsvc.errors import Internal
 from jobsvc.model import Finished, Job, Queued, Result, Run, Running, Stopping, User
 from jobsvc.salvage import open_store
 from jobsvc.selection import Filter
-from jobsvc.store import READABLE_BY, SCHEMA, Damaged, NotRecorded, Store
+from jobsvc.store import CREATE, READABLE_BY, SCHEMA, Damaged, NotRecorded, Store
 
 ALICE, BOB = User(1000, "alice"), User(1001, "bob")
 
@@ -304,6 +305,16 @@ def test_the_file_says_its_schema_also_one_of_an_earlier_release(path: Path) -> 
         assert facts == {"schema": str(SCHEMA), "readable_by": str(READABLE_BY)}
         store._db.execute("DELETE FROM facts WHERE name = 'schema'")
         store.close()
+
+
+def test_schema_1_with_a_fact_of_schema_2_is_migrated(path: Path) -> None:
+    """The release before carries all facts over when it salvages a damaged file, and makes no index."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"{CREATE}INSERT INTO facts VALUES ('indexed', '5');PRAGMA user_version=1")
+    store = Store(path)
+    assert store._one("PRAGMA user_version") == SCHEMA
+    assert store.fact("indexed") == "0"
+    store.close()
 
 
 def test_another_database_is_left_alone(path: Path) -> None:
