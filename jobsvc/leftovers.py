@@ -43,8 +43,16 @@ class Leftovers:
         """Those of an earlier life of the service."""
         directory().mkdir(mode=0o700, exist_ok=True)
         for path in directory().iterdir():
-            uid, pid = map(int, path.name.split("-"))
-            self._by_user.setdefault(uid, set()).add((pid, path.read_text(encoding="utf-8", errors="surrogateescape")))
+            try:
+                uid, pid = map(int, path.name.split("-"))
+                group = path.read_text(encoding="utf-8", errors="surrogateescape")
+            except (ValueError, OSError):
+                group = ""
+            if not group:  # not ours, or cut short by a full disk
+                log.warning("%s tells of no process", path)
+                path.unlink(missing_ok=True)
+                continue
+            self._by_user.setdefault(uid, set()).add((pid, group))
         for uid, processes in self._by_user.items():
             self._changed(uid, len(processes))
         self._look()
@@ -56,7 +64,10 @@ class Leftovers:
                 continue
             log.warning("process %d of a job of uid %d hangs in the kernel", pid, uid)
             self._by_user.setdefault(uid, set()).add((pid, group))
-            (directory() / f"{uid}-{pid}").write_text(group, encoding="utf-8", errors="surrogateescape")
+            try:
+                (directory() / f"{uid}-{pid}").write_text(group, encoding="utf-8", errors="surrogateescape")
+            except OSError as error:  # no reason for its run not to have ended
+                log.warning("process %d is not counted after a restart of the service: %s", pid, error)
             self._changed(uid, len(self._by_user[uid]))
         self._look()
 

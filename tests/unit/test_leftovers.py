@@ -56,3 +56,33 @@ def test_they_are_counted_until_they_are_gone(place: Path, sleepers: list[subpro
         assert len(list(place.iterdir())) == 3
 
     asyncio.run(scenario())
+
+
+def test_nowhere_to_note_them(place: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:
+    """The end of a run is taken in all the same, and they are counted."""
+    told: list[tuple[int, int]] = []
+
+    async def scenario() -> None:
+        left = Leftovers(lambda uid, count: told.append((uid, count)))
+        left.recall()
+        place.rmdir()
+        left.note(1000, [[sleepers[0].pid, cgroup.of_process(sleepers[0].pid)]])
+        left.close()
+
+    asyncio.run(scenario())
+    assert told == [(1000, 1)]
+
+
+def test_nonsense_is_not_recalled(place: Path) -> None:
+    place.mkdir()
+    (place / "nonsense").write_text("/")
+    (place / "1000-1").write_text("")  # the disk was full
+
+    async def scenario() -> None:
+        left = Leftovers(lambda uid, count: None)
+        left.recall()
+        left.check(1000)
+        left.close()
+
+    asyncio.run(scenario())
+    assert list(place.iterdir()) == []
