@@ -188,7 +188,7 @@ class Supervisor:
             self.events.forget(door)
             problem = files.opened()
             files.door.close()
-            if self.record.phase is not Phase.HELD:
+            if self.record.phase is not Phase.HELD or self.main.gate_closed:
                 return
             if problem is not None:
                 refuse(problem)
@@ -315,7 +315,10 @@ class Supervisor:
         """The last entries in the journal, after the output."""
         end_by = self.end_by
         if not self.capture.runs:
-            self.capture.start(None, None)
+            try:
+                self.capture.start(None, None)
+            except (OSError, RuntimeError):  # what kept it from starting before, as a limit of threads
+                self.capture.fails = True
         if not (self.capture.hangs or self.capture.fails):
             self.capture.post(lambda: self.capture.on_end(facts, told, end_by))
             return

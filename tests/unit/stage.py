@@ -34,7 +34,7 @@ LAUNCHER = """
 import os, sys
 sys.path.insert(0, {repository!r})
 import time
-from jobsvc import disk, launcher, pump, supervisor, entry, outfile
+from jobsvc import capture, disk, launcher, pump, supervisor, entry, outfile
 launcher.RUNS = {runs!r}
 supervisor.REPORTS = {reports!r}
 supervisor.NAMESPACE = {journal!r}
@@ -68,6 +68,16 @@ def or_hang(read):
 
 pump.Pump.read = or_hang(pump.Pump.read)
 pump.Pump.finish = or_hang(pump.Pump.finish)
+captures = capture.Capture.start
+
+
+def start(self, *given):
+    if self.request.name == "no-thread":
+        raise RuntimeError("can't start new thread")
+    return captures(self, *given)
+
+
+capture.Capture.start = start
 device_of = disk.device_of
 disk.device_of = lambda path: time.sleep(1000) if path.endswith("/hangs") else device_of(path)
 

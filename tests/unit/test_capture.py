@@ -162,3 +162,12 @@ def test_file_systems_that_store_files(tmp_path: Path) -> None:
     assert linux.file_system(shared) == outfile.TMPFS
     assert outfile.stores(shared)
     os.close(shared)
+
+
+def test_run_has_its_end_where_no_thread_can_be_started(stage: Stage) -> None:
+    run = stage.start("true", name="no-thread")
+    run.go()
+    report = run.end()
+    assert report["result"] == "start-failed"
+    assert report["reason"] == "no thread for its output: can't start new thread"
+    eventually(lambda: stage.journal.events()[-1:] == ["end-of-output"])
