@@ -48,10 +48,6 @@ def absolute(value: str) -> bool:
     return value.startswith("/") and ".." not in value.split("/") and len(value) <= 4095
 
 
-def printable(value: str) -> bool:
-    return value.isprintable()
-
-
 def argv(value: list[str]) -> list[str]:
     if not value or not value[0]:
         raise ValueError("must name a program to run")
