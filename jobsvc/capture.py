@@ -66,7 +66,7 @@ class Capture:
         events.receive(self.ours)
         self.runs = False
         self.done = False
-        self.fails = False  # it ended by a fault of ours
+        self.fails = False  # it ended by a fault of ours, or cannot begin
         self.hangs = False  # so long that the run ended without it
         self.told_of_move = False
         self.pump: Pump | None = None

@@ -104,6 +104,7 @@ class Supervisor:
         seconds = self.request.start_timeout_usec / 1e6
 
         def overdue() -> None:
+            self.capture.fails = True  # no thread is begun in the midst of a call of libc, nor waited for at our end
             self.fail(StartError("start", f"{whom} did not answer within {seconds:g} s (StartTimeoutSec=)"))
             self.main.signal(signal.SIGKILL)
             os._exit(1)
@@ -314,7 +315,7 @@ class Supervisor:
     def tell_end(self, facts: dict[str, Any], *, told: bool) -> None:
         """The last entries in the journal, after the output."""
         end_by = self.end_by
-        if not self.capture.runs:
+        if not (self.capture.runs or self.capture.fails):
             try:
                 self.capture.start(None, None)
             except (OSError, RuntimeError):  # what kept it from starting before, as a limit of threads

@@ -171,3 +171,10 @@ def test_run_has_its_end_where_no_thread_can_be_started(stage: Stage) -> None:
     assert report["result"] == "start-failed"
     assert report["reason"] == "no thread for its output: can't start new thread"
     eventually(lambda: stage.journal.events()[-1:] == ["end-of-output"])
+
+
+def test_start_timeout_is_in_the_journal(stage: Stage) -> None:
+    """The supervisor ends in the midst of a look-up: nothing is left to another thread."""
+    run = stage.start("true", name="no-answer", start_timeout_usec=300_000)
+    eventually(lambda: stage.journal.events()[-2:] == ["finished", "end-of-output"], 10)
+    assert stage.stored(run.key)["result"] == "start-failed"
