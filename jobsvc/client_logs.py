@@ -1,7 +1,7 @@
 """The output of one run as a client reads it: in order, whole, across restarts of the service.
 
 Always asked for in the export format, because only that says where each byte belongs and where the
-output ends. Over a pipe the service passes, or where descriptors cannot pass, by ReadLogs.
+output ends. Over a socket the service passes, or where descriptors cannot pass, by ReadLogs.
 """
 
 from __future__ import annotations

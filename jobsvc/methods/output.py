@@ -68,8 +68,6 @@ class Output:
             missing = await self._desk.logs.stream(live, selection, fd)
             if missing:
                 log.warning("a reader of %s was not given %s", live.job.id, ", ".join(map(formats.show, missing)))
-        except Exception:
-            log.exception("output of %s", live.job.id)
         finally:
             self._followers.give_back(uid)
 
