@@ -190,6 +190,7 @@ class Capture:
         if self.files is None or not started:
             if self.files is not None:
                 self.files.discard()
+                self.files.hangs = self.files.outlives_sigkill()
             over()
             return
         self.files.finish(over)

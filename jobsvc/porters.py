@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from jobsvc import control
 from jobsvc.errors import JobsvcError
+from jobsvc.inflow import START
 from jobsvc.launch import Launcher, Packets
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 READ_WITHIN: Final = 0.02
 LONGEST: Final = 5.0
 AGAIN: Final = 1.0  # seconds between two tries to get a porter
+FETCH_WITHIN: Final = 5.0  # seconds; systemd starts a launcher that was killed anew within a tenth of one
 
 
 class PorterGone(Exception):
@@ -116,7 +118,12 @@ class Porters:
         """Have the beginning of a message read from the bus. None if its descriptors are nobody's."""
         seconds = READ_WITHIN
         while True:
-            porter = await self._take()
+            try:
+                async with asyncio.timeout(FETCH_WITHIN):
+                    porter = await self._take()
+            except TimeoutError:  # the launcher is stopped: everybody's calls wait for this message
+                await asyncio.to_thread(drop, sock)
+                return None
             try:
                 if uid is None:
                     await porter.ask("drop", sock.fileno(), seconds)
@@ -172,6 +179,8 @@ class Porters:
                 porter.forget()
             except (JobsvcError, OSError) as error:
                 log.warning("no process to read file descriptors with: %s", error)
+            except Exception:
+                log.exception("no process to read file descriptors with")
             ours.close()
             await asyncio.sleep(AGAIN)
 
@@ -186,6 +195,11 @@ class Porters:
             self._spare = None
         for porter in [porter for of in self._of.values() for porter in of]:
             porter.forget()
+
+
+def drop(sock: socket.socket) -> None:
+    """Read the beginning of a message as a porter does that drops. In a thread: a socket that lingers is waited for."""
+    sock.recvmsg(START, 0, socket.MSG_DONTWAIT)
 
 
 def hung_up(end: socket.socket) -> bool:
