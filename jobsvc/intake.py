@@ -11,6 +11,7 @@ from jobsvc.errors import InvalidSpec, QueueFull, WrongState
 from jobsvc.model import Job, User
 from jobsvc.roster import Roster, named
 
+ONCE = ("RequestId", "Unique")
 Look = Callable[[str], Job | None]
 Request = tuple[User, str, str, str]  # owner, key, job id, digest
 
@@ -21,9 +22,17 @@ class Plan:
 
     ids: list[str] = field(default_factory=list)
     fresh: list[Job] = field(default_factory=list)
+    by_id: dict[str, Job] = field(default_factory=dict)  # the same
+    keys: set[tuple[str, str]] = field(default_factory=set)  # that no two of them may have
     requests: list[Request] = field(default_factory=list)
     replaced: list[tuple[Job, str]] = field(default_factory=list)  # a job to stop, and by which it is replaced
     broken: list[tuple[str, Job]] = field(default_factory=list)  # a fresh job, and what it depends on in vain
+
+    def add(self, job: Job) -> None:
+        """A fresh job."""
+        self.fresh.append(job)
+        self.by_id[job.id] = job
+        self.keys |= {(key, job.spec[key]) for key in ONCE if key in job.spec}
 
 
 class Intake:
@@ -72,20 +81,19 @@ class Intake:
             plan.requests.append((job.owner, job.spec["RequestId"], job_id, mark))
         if job_id == job.id:
             plan.replaced += [(holder, job.id) for holder in holders]
-            plan.fresh.append(self._line_up(job, holders, plan, at))
+            plan.add(self._line_up(job, holders, plan, at))
         return job_id
 
     def _only_once(self, job: Job, plan: Plan) -> None:
-        for key in ("RequestId", "Unique"):
-            if key in job.spec and any(one.spec.get(key) == job.spec[key] for one in plan.fresh):
+        for key in ONCE:
+            if key in job.spec and (key, job.spec[key]) in plan.keys:
                 raise InvalidSpec(f"{key} {job.spec[key]!r} is used twice in one call")
 
     def _line_up(self, job: Job, holders: list[Job], plan: Plan, at: int) -> Job:
-        fresh = {one.id: one for one in plan.fresh}
         depends = [(_meant(other, plan), condition) for other, condition in named(job)]
         waiting: dict[str, str] = {holder.id: "any" for holder in holders}
         for other_id, condition in depends:
-            other = fresh.get(other_id) or self._look(other_id)
+            other = plan.by_id.get(other_id) or self._look(other_id)
             if other is None:
                 raise InvalidSpec(f"Dependencies: there is no job {other_id}")
             if not model.holds(condition, other):
