@@ -67,8 +67,10 @@ class Parcel(Protocol):
 class Carrier(Protocol):
     """Has the descriptors of messages read elsewhere."""
 
-    async def carry(self, sock: socket.socket, unread: Callable[[], bool], uid: int | None) -> Parcel | None:
-        """Have the first START bytes read. Their descriptors are kept for that user; dropped for None.
+    async def carry(
+        self, sock: socket.socket, unread: Callable[[], bool], uid: int | None, wanted: bool
+    ) -> Parcel | None:
+        """Have the first START bytes read. Their descriptors are kept for that user, if they are wanted.
 
         `unread` tells whether they are still there, once nobody else reads.
         """
@@ -222,7 +224,7 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
 
     With `fds` descriptors may be sent, and come with the answer to `ask_fd`. Those that others send are
     never in this process: the `carrier` gets them from their messages. `on_fds` says, of a call by its
-    header, whose they are, or raises what the call is refused with. Without a carrier they are dropped.
+    header, whose they are, and what the call is refused with, if it is. Without a carrier they are dropped.
 
     Signals are what everybody is told: to a connection alone anybody may send anything. It hears of
     that only if it is `addressed`.
@@ -244,7 +246,7 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self.on_call: Callable[[Call], None] = self._refuse
         self.on_signal: Callable[[Call], None] = lambda message: None
-        self.on_fds: Callable[[Call], Awaitable[int]] = self._refuse_fds
+        self.on_fds: Callable[[Call], Awaitable[tuple[int | None, JobsvcError | None]]] = self._refuse_fds
         if fds:
             self._inflow = Inflow(self._sock)
         self._unmarshaller: _Reader = self._create_unmarshaller()
@@ -298,12 +300,13 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
         try:
             if head and head.message_type is MessageType.METHOD_CALL:
                 try:
-                    uid = await self.on_fds(head)
+                    uid, refused = await self.on_fds(head)
                 except JobsvcError as error:
                     refused = error
                 except Exception:
                     log.exception("descriptors of a call of %s", head.member)
-            parcel = await carrier.carry(self._sock, inflow.unread, uid)
+            wanted = uid is not None and refused is None
+            parcel = await carrier.carry(self._sock, inflow.unread, uid, wanted)
             if parcel is None and refused is None:
                 refused = InvalidArgs("the file descriptors of the message were lost on their way; try again")
             inflow.resume(start)
@@ -318,8 +321,8 @@ class Bus(upstream.MessageBus):  # type: ignore[misc]
             self._loop.add_reader(self._fd, self._message_reader)
             self._message_reader()
 
-    async def _refuse_fds(self, call: Call) -> int:
-        raise InvalidArgs(f"{call.member} takes no file descriptors")
+    async def _refuse_fds(self, call: Call) -> tuple[int | None, JobsvcError | None]:
+        return None, InvalidArgs(f"{call.member} takes no file descriptors")
 
     def _finalize(self, err: Exception | None = None) -> None:
         if self._carrying is not None:

@@ -9,7 +9,10 @@ keeper of a job's standard input: that one outlives everybody, and ends by SIGKI
 from __future__ import annotations
 
 import _socket
+import _thread
+import collections
 import os
+import resource
 import select
 import sys
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 START: Final = 16  # bytes of a message of the bus: its descriptors come with the first
 MAX_FDS: Final = 253  # SCM_MAX_FD, unix(7)
 MAX_PEERS: Final = 16
+NOBODY: Final = 65534
+IDLE: Final = 5.0  # seconds after which one that has closed all it was given ends
 
 
 def enter(channel: int) -> NoReturn:
@@ -51,38 +56,56 @@ class Porter:
     def __init__(self, channel: _socket.socket) -> None:
         self.channel = channel
         self.taken: list[int] = []
+        self.closer: Closer | None = None
 
     def run(self) -> None:
         """Until the channel closes, or for as long as the kept descriptor is wanted."""
         while True:
-            data, fds = control.receive(self.channel)
+            try:
+                data, fds = control.receive(self.channel)
+            except TimeoutError:
+                if self.closer and not self.closer.left:
+                    return
+                continue
             if not data:
                 return
             packet = control.unpack(data)
             match packet["type"]:
                 case "drop":
-                    self.drop(fds.pop())
+                    self.drop(fds.pop(), packet.get("uid", NOBODY))
                 case "take":
                     self.take(fds.pop(), packet["uid"])
                 case "keep":
                     self.keep(fds.pop())
 
-    def drop(self, bus: int) -> None:
-        """Read without a control buffer: the descriptors are installed nowhere, so that nothing is closed."""
-        with_fds = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, bus)
-        with_fds.recvmsg(START, 0, _socket.MSG_DONTWAIT)
-        with_fds.close()
-        self.channel.send(control.pack("read", count=0))
+    def drop(self, bus: int, uid: int) -> None:
+        """Read, and close what came in a thread: that may hang, and what comes next is read all the same.
+
+        The first time be nobody but that user from then on.
+        """
+        came = self.read(bus)
+        if self.closer is None:
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            linux.act_only_as(uid)
+            self.closer = Closer()
+            self.channel.settimeout(IDLE)
+        self.closer.give(came)
+        self.channel.send(control.pack("read", count=0, left=self.closer.left))
 
     def take(self, bus: int, uid: int) -> None:
-        """Read with a control buffer, and be nobody but that user from then on. Touches none of them."""
+        """Read, and be nobody but that user from then on. Touches none of them."""
+        self.taken = self.read(bus)
+        linux.act_only_as(uid)
+        self.channel.send(control.pack("read", count=len(self.taken)))
+
+    def read(self, bus: int) -> list[int]:
+        """With a control buffer: what is installed is not closed yet."""
         with_fds = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, bus)
         space = _socket.CMSG_SPACE(MAX_FDS * 4)
         _, ancillary, _, _ = with_fds.recvmsg(START, space, _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC)
         with_fds.close()
-        self.taken = control.descriptors(ancillary)
-        linux.act_only_as(uid)
-        self.channel.send(control.pack("read", count=len(self.taken)))
+        return control.descriptors(ancillary)
 
     def keep(self, door: int) -> None:
         """Give the descriptor to whichever process of root's asks for it at that socket, again and again.
@@ -118,6 +141,37 @@ class Porter:
         except OSError:
             pass
         return False
+
+
+class Closer:
+    """A thread that closes descriptors, one after the other. What one hangs over keeps the others open."""
+
+    def __init__(self) -> None:
+        self.waiting: collections.deque[int] = collections.deque()
+        self.given = 0  # each is written by one thread
+        self.closed = 0
+        self.bell = _thread.allocate_lock()
+        _thread.start_new_thread(self._close, ())
+
+    @property
+    def left(self) -> int:
+        return self.given - self.closed
+
+    def give(self, fds: list[int]) -> None:
+        self.given += len(fds)
+        self.waiting.extend(fds)
+        if self.bell.locked():
+            self.bell.release()
+
+    def _close(self) -> None:
+        while True:
+            self.bell.acquire()
+            while self.waiting:
+                try:
+                    os.close(self.waiting.popleft())
+                except OSError:
+                    pass  # it is closed all the same
+                self.closed += 1
 
 
 def meet(listener: _socket.socket, peers: int) -> _socket.socket | None:

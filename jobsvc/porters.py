@@ -15,17 +15,14 @@ from typing import Any, Final
 
 from jobsvc import control
 from jobsvc.errors import JobsvcError
-from jobsvc.inflow import START
 from jobsvc.launch import Launcher, Packets
+from jobsvc.porter import NOBODY
 
 log = logging.getLogger(__name__)
 
-# Seconds to read within. Whoever sends a socket that lingers holds everybody up for the first; a machine
-# that is too busy for that gets more each time.
-READ_WITHIN: Final = 0.02
-LONGEST: Final = 5.0
+LONGEST: Final = 5.0  # seconds; a porter reads at once, and closes nothing before it has said so
+MOST_UNWANTED: Final = 100_000  # descriptors that one porter has yet to close, before another is given more
 AGAIN: Final = 1.0  # seconds between two tries to get a porter
-FETCH_WITHIN: Final = 5.0  # seconds; systemd starts a launcher that was killed anew within a tenth of one
 
 
 class PorterGone(Exception):
@@ -93,6 +90,7 @@ class Porters:
         self._launcher = launcher
         self._spare: asyncio.Future[Porter] | None = None
         self._of: defaultdict[int, set[Porter]] = defaultdict(set)
+        self._bins: dict[int | None, Porter] = {}  # by user: where what nobody wants is closed
         self._closed = False
 
     def number(self, uid: int) -> int:
@@ -114,20 +112,15 @@ class Porters:
         if self._spare is None and not self._closed:
             self._spare = asyncio.create_task(self._fetch(), name="porter")
 
-    async def carry(self, sock: socket.socket, unread: Callable[[], bool], uid: int | None) -> Porter | None:
-        """Have the beginning of a message read from the bus. None if its descriptors are nobody's."""
-        seconds = READ_WITHIN
+    async def carry(
+        self, sock: socket.socket, unread: Callable[[], bool], uid: int | None, wanted: bool
+    ) -> Porter | None:
+        """Have the beginning of a message read from the bus. None if its descriptors are not wanted, or lost."""
         while True:
+            porter = (None if wanted else self._bin(uid)) or await self._take()
             try:
-                async with asyncio.timeout(FETCH_WITHIN):
-                    porter = await self._take()
-            except TimeoutError:  # the launcher is stopped: everybody's calls wait for this message
-                await asyncio.to_thread(drop, sock)
-                return None
-            try:
-                if uid is None:
-                    await porter.ask("drop", sock.fileno(), seconds)
-                    self._give_back(porter)
+                if not wanted or uid is None:
+                    await self._throw_away(porter, sock, uid)
                     return None
                 self.count(porter, uid)
                 said = await porter.ask("take", sock.fileno(), LONGEST, uid=uid)
@@ -139,12 +132,31 @@ class Porters:
                 await asyncio.wait([porter.gone], timeout=LONGEST)
                 if not unread():
                     return None
-                seconds = min(seconds * 2, LONGEST)
             except asyncio.CancelledError:
                 porter.close()
                 raise
             finally:
                 self.prepare()
+
+    def _bin(self, uid: int | None) -> Porter | None:
+        """That of this user, if there is one that can still be asked."""
+        porter = self._bins.get(uid)
+        return porter if porter and porter.waits else None
+
+    async def _throw_away(self, porter: Porter, sock: socket.socket, uid: int | None) -> None:
+        """One process of each user hangs over what that user sends in vain, however much it is."""
+        if self._bins.get(uid) is not porter:
+            self._bins[uid] = porter
+            porter.gone.add_done_callback(lambda _: self._empty(porter, uid))
+        said = await porter.ask("drop", sock.fileno(), LONGEST, uid=NOBODY if uid is None else uid)
+        if said.get("left", 0) > MOST_UNWANTED:
+            self._empty(porter, uid)
+            if uid is not None:
+                self.count(porter, uid)
+
+    def _empty(self, porter: Porter, uid: int | None) -> None:
+        if self._bins.get(uid) is porter:
+            del self._bins[uid]
 
     async def _take(self) -> Porter:
         while True:
@@ -157,14 +169,6 @@ class Porters:
                 if porter.waits:
                     return porter
                 porter.close()
-
-    def _give_back(self, porter: Porter) -> None:
-        """It has nothing of anybody's."""
-        if self._spare is None and not self._closed:
-            self._spare = asyncio.get_running_loop().create_future()
-            self._spare.set_result(porter)
-        else:
-            porter.close()
 
     async def _fetch(self) -> Porter:
         """A new one, as soon as the launcher is there."""
@@ -193,13 +197,11 @@ class Porters:
             else:
                 self._spare.cancel()
             self._spare = None
+        for porter in list(self._bins.values()):
+            porter.close()
+            porter.forget()
         for porter in [porter for of in self._of.values() for porter in of]:
             porter.forget()
-
-
-def drop(sock: socket.socket) -> None:
-    """Read the beginning of a message as a porter does that drops. In a thread: a socket that lingers is waited for."""
-    sock.recvmsg(START, 0, socket.MSG_DONTWAIT)
 
 
 def hung_up(end: socket.socket) -> bool:

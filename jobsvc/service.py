@@ -94,14 +94,17 @@ class Service:
         running.add(task)
         task.add_done_callback(lambda done: self._answered(sender, call, done))
 
-    async def _whose_fds(self, call: Call) -> int:
-        """The user whose descriptors these are, if they may come."""
-        found = self._find(call)
-        if not (isinstance(found, Method) and found.fds):
-            raise InvalidArgs(f"{call.member} takes no file descriptors")
+    async def _whose_fds(self, call: Call) -> tuple[int, JobsvcError | None]:
+        """The user whose descriptors these are, and why they may not come, if so."""
         uid = await self._callers.uid_aside(call)
-        self._manager.inputs.room(uid, self._manager.config.max_inputs_per_user)
-        return uid
+        try:
+            found = self._find(call)
+            if not (isinstance(found, Method) and found.fds):
+                raise InvalidArgs(f"{call.member} takes no file descriptors")
+            self._manager.inputs.room(uid, self._manager.config.max_inputs_per_user)
+        except JobsvcError as error:
+            return uid, error
+        return uid, None
 
     def _answered(self, sender: str, call: Call, task: asyncio.Task[None]) -> None:
         """Also one that was cancelled before it had begun."""

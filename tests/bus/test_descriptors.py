@@ -282,23 +282,6 @@ def test_an_input_outlives_the_service(house: Run, tmp_path: Path) -> None:
     house(scenario)
 
 
-def test_without_a_launcher_for_long_descriptors_are_dropped(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobsvc.porters.FETCH_WITHIN", 0.1)
-
-    async def scenario(house: House) -> None:
-        launcher, porters = house.manager.launcher, house.manager.inputs._porters
-        await eventually(lambda: porters._spare is not None and porters._spare.done())
-        launcher.porter = gone  # type: ignore[method-assign]
-        os.kill(launcher.porters[-1].pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        with pipe() as (theirs, ours):
-            answer = await sent(house, call(house, "Start", theirs))
-            assert "lost on their way" in answer.body[0]
-            assert not is_read(ours)
-        assert await house.call("Count", "a{sv}", {}) == [{}]
-
-    house(scenario)
-
-
 def test_without_a_launcher_messages_wait_and_nothing_else(house: Run) -> None:
     async def scenario(house: House) -> None:
         launcher, porters = house.manager.launcher, house.manager.inputs._porters

@@ -121,6 +121,53 @@ def test_descriptors_with_whatever_is_sent(machine: Machine) -> None:
             alice.next()
 
 
+def held_pipes(number: int) -> Iterator[Any]:
+    """Pipes that no call takes, whose other end is read into a page that never comes: close() waits for that."""
+    import threading
+
+    from hostile import fuse, things
+
+    mount = fuse.private("READ=never")
+    bus = Bus()  # noqa: F821
+    ends: list[int] = []
+    for each in range(number):
+        fd = mount.open(each)
+        ours, theirs = os.pipe()  # noqa: F821
+        os.write(theirs, b"x")  # noqa: F821
+        if not os.fork():  # noqa: F821
+            for end in (*ends, theirs):
+                os.close(end)  # noqa: F821
+            things.Page(fd, writable=True).read(ours)
+            os._exit(0)  # noqa: F821
+        assert mount.told(20)
+        os.close(ours)  # noqa: F821
+        ends.append(theirs)
+    of = "org.freedesktop.DBus.Peer"
+    for _ in range(300):  # to be read before, so that no end is ours any more when its message is read
+        bus.send("GetAll", "s", "", of="org.freedesktop.DBus.Properties", flags=1)
+    for end in ends:
+        bus.send("Ping", "h", end, of=of, flags=1)
+    for end in ends:
+        threading.Thread(target=os.close, args=(end,), daemon=True).start()  # noqa: F821
+    yield None
+    yield bus.refused("Ping", of=of)
+    mount.abort()
+    yield None
+
+
+def test_what_hangs_and_nobody_wants(machine: Machine) -> None:
+    """However many there are: nothing waits for them, and one process of hers does."""
+    before = census(machine)
+    with acting(machine, held_pipes, 6) as alice:
+        with nothing_changes_for_bob(machine):
+            alice.next()
+            assert alice.next()[0] == ""
+        now = census(machine)
+        assert mains(now) == mains(before)
+        assert now["jobsvc-launcher"]["processes"] <= before["jobsvc-launcher"]["processes"] + 1, (before, now)
+        alice.next()
+
+
 def test_an_error_of_close_is_nobodys_end(machine: Machine) -> None:
     """FLUSH fails with EIO; what bob has waiting keeps its input, also over a crash of the service."""
     words = ("--hold", "-i", "--", "cat")
