@@ -29,8 +29,9 @@ _wanted_size = struct.Struct("HH")
 def open_terminal(uid: int, rows: int, columns: int) -> tuple[int, int]:
     """A new one of that user's: its master and its slave."""
     master, slave = os.openpty()
-    os.fchown(slave, uid, -1)  # the group is tty already, so that others may write(1) if the user likes
+    # Before it is the user's: who asks for the size into a page that never comes keeps it locked (winsize_mutex).
     resize(master, rows, columns)
+    os.fchown(slave, uid, -1)  # the group is tty already, so that others may write(1) if the user likes
     return master, slave
 
 
