@@ -217,6 +217,10 @@ WRITERS = {
 }
 
 
+ONE = pytest.mark.one_suite
+EACH = [pytest.param(name, marks=ONE if name in ("exec", "a child") else ()) for name in WRITERS]
+
+
 def pipe_held(writer: str, source: str, limit: int) -> Iterator[Any]:
     """The pipe that is a job's standard output is locked by a write of a page that never comes; or its exec hangs."""
     from hostile import fuse, things
@@ -264,7 +268,7 @@ def assert_read(machine: Machine, job: str) -> None:
     assert jobctl(machine, "logs", job, timeout=30).stdout.startswith(b"on\n")
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", EACH)
 def test_a_run_time_holds_though_its_pipe_is_held(machine: Machine, writer: str) -> None:
     with acting(machine, pipe_held, writer, WRITERS[writer], 4_000_000) as alice:
         job = alice.next()
@@ -276,7 +280,7 @@ def test_a_run_time_holds_though_its_pipe_is_held(machine: Machine, writer: str)
     assert status(machine, job)["result"] == "timeout"
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", EACH)
 def test_a_stop_ends_though_the_pipe_is_held(machine: Machine, writer: str) -> None:
     with acting(machine, pipe_held, writer, WRITERS[writer], 0) as alice:
         job = alice.next()
