@@ -61,8 +61,9 @@ async def serve(settings: config.Config) -> Exception | None:
     porters = Porters(launcher)
     public = await Bus(fds=True, cap=service.cap, carrier=porters).open()
     to_polkit = await Bus().open()
+    aside = await Bus().open()  # asks whose descriptors come, while public reads nothing; polkit may hang
     to_systemd = await Bus(fds=True, carrier=porters).open()  # logind answers with one
-    for bus in (public, to_polkit, to_systemd):
+    for bus in (public, to_polkit, aside, to_systemd):
         bus.on_disconnect(lambda: end(ConnectionError("the system bus went away")))
     systemd = Systemd(to_systemd)
     await systemd.connect()
@@ -70,7 +71,7 @@ async def serve(settings: config.Config) -> Exception | None:
     porters.prepare()
     used = ending.REPORTS.exists()  # made after the first database
     rundir.RUNS.mkdir(mode=0o700, exist_ok=True)
-    callers = Callers(public, to_polkit)
+    callers = Callers(public, aside)
     store, events, logs = salvage.open_store(STATE / "jobs.db", used), Events(), Logs()
     ending.REPORTS.mkdir(mode=0o700, exist_ok=True)
     store.on_damage = end

@@ -60,6 +60,8 @@ class Starting:
     async def Duplicate(self, request: Request, job_id: str, overrides: dict[str, Variant]) -> tuple[str, str]:
         """A new job of the caller's; what it executes is authorized like any start of its."""
         typed = wire.unpack(overrides)
+        if "StandardInput" in typed:
+            raise InvalidSpec("Duplicate takes no StandardInput; start a new job instead")
         dry, dropped = _dry_run(typed), _unset(typed)
         old = await self._desk.managed(request, job_id)
         wanted = self._resembling(request.caller, old, spec.check_some(typed), dropped)

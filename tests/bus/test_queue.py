@@ -366,6 +366,8 @@ def test_a_duplicate_is_the_callers_and_carries_no_secrets_of_others(house: Run)
         assert job(house, script).command == ["ls"]
         pretend(house)
         house.polkit.asked.clear()
+        stdin = {"StandardInput": Variant("h", 0)}
+        await fails(house, "InvalidSpec", "takes no StandardInput", "Duplicate", "sa{sv}", old, stdin)
         denied = ("AccessDenied", "environment of job", "Duplicate", "sa{sv}", old)
         await fails(house, *denied, {})
         await fails(house, *denied, {"Command": Variant("as", ["env"])})
