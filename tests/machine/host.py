@@ -1,5 +1,6 @@
 """This machine: its programs, its cache, its way to say what is going on."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ DEFAULT_SUITE = "trixie"
 
 # How many times slower than usual a machine may be before a wait that only guards against hanging is given up.
 SLOW = 6
+_QUICK = 0.01  # seconds of computing that `slowness` takes on a quick machine
 
 # What each program that we start comes in.
 _PACKAGES = {
@@ -89,3 +91,11 @@ def quietly(*argv: str | Path, env: Mapping[str, str] | None = None, progress: s
 def asks_systemd() -> bool:
     """Does this machine run systemd, and is there a bus to ask it for a unit?"""
     return os.path.isdir("/run/systemd/system") and os.path.exists("/run/dbus/system_bus_socket")
+
+
+def slowness() -> float:
+    """How much slower than a quick machine this one computes now; at least 1. For promises about computing time."""
+    begin = time.thread_time()
+    for _ in range(30):
+        json.dumps([{"name": str(number), "value": number} for number in range(1000)])
+    return max(1.0, (time.thread_time() - begin) / _QUICK)
