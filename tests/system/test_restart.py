@@ -55,7 +55,8 @@ def test_standard_input_of_what_waits_outlives_service_and_launcher(machine: Mac
         assert [status(machine, job)["state"] for job in jobs.values()] == ["queued"] * 3
     systemctl(machine, "restart", "jobsvc-launcher.service")
     assert machine.run("sh", "-c", keepers).stdout.strip() == b"3"
-    assert machine.run("pgrep", "-c", "jobsvc-porter").stdout.strip() == b"4"  # and a spare one
+    count = ("pgrep", "-c", "jobsvc-porter")
+    machine.wait_until(lambda: machine.run(*count).stdout.strip() == b"4", what="those and a spare one")
     holds = (
         "for pid in $(pgrep jobsvc-porter); do readlink /proc/$pid/fd/* | grep -qx /home/alice/two && echo $pid; done"
     )
