@@ -39,9 +39,11 @@ class Callers:
     """Credentials by sender, kept until the sender leaves the bus; unique names are never used twice."""
 
     def __init__(self, bus: Bus, aside: Bus | None = None) -> None:
-        """`aside` is another connection to the same bus, to ask by while nothing is read from the first."""
-        self._bus = bus
-        self._aside = aside or bus
+        """`aside` is another connection to the same bus, to ask by: also while nothing is read from the first.
+
+        It takes no descriptors: to one that does the bus sends that of the process along (dbus 1.15.8 and later).
+        """
+        self._bus = aside or bus
         self._uids: dict[str, int] = {}
         self._pids: dict[str, int] = {}
         self._users = UserDatabase()
@@ -50,30 +52,33 @@ class Callers:
     async def identify(self, call: Call, interactive: bool) -> Caller:
         """The caller, as the bus knows it. AccessDenied if the bus does not."""
         sender = call.sender or ""
-        uid = await self._uid(sender, self._bus)
+        if sender not in self._uids:
+            uid, pid = await self._ask(sender)
+            self._uids[sender] = uid
+            if pid is not None:
+                self._pids[sender] = pid
+        uid = self._uids[sender]
         try:
             user = (await self.account(uid)).user
         except InvalidSpec:
             user = User(uid, str(uid))
         return Caller(sender, user, interactive)
 
-    async def uid_aside(self, call: Call) -> int:
-        """The caller's uid, asked of the bus by the other connection. AccessDenied if the bus does not know it."""
-        return await self._uid(call.sender or "", self._aside)
+    async def uid(self, call: Call) -> int:
+        """The caller's uid, which is not kept: nobody may hear that the caller has left. AccessDenied as above."""
+        sender = call.sender or ""
+        return self._uids[sender] if sender in self._uids else (await self._ask(sender))[0]
 
-    async def _uid(self, sender: str, bus: Bus) -> int:
-        if sender not in self._uids:
-            try:
-                (facts,) = await bus.ask_bus("GetConnectionCredentials", "s", (sender,))
-                uid: int = facts["UnixUserID"].value
-            except (BusError, TimeoutError, KeyError):
-                raise AccessDenied("the bus does not know who you are (any more)") from None
-            if uid in NOBODY:
-                raise AccessDenied(f"uid {uid} is nobody")
-            self._uids[sender] = uid
-            if "ProcessID" in facts:
-                self._pids[sender] = facts["ProcessID"].value
-        return self._uids[sender]
+    async def _ask(self, sender: str) -> tuple[int, int | None]:
+        """Uid and process of a sender, as the bus knows them."""
+        try:
+            (facts,) = await self._bus.ask_bus("GetConnectionCredentials", "s", (sender,))
+            uid: int = facts["UnixUserID"].value
+        except (BusError, TimeoutError, KeyError):
+            raise AccessDenied("the bus does not know who you are (any more)") from None
+        if uid in NOBODY:
+            raise AccessDenied(f"uid {uid} is nobody")
+        return uid, facts["ProcessID"].value if "ProcessID" in facts else None
 
     def left(self, call: Call) -> str | None:
         """Forget a sender that NameOwnerChanged says is gone; returns its name."""

@@ -61,7 +61,7 @@ async def serve(settings: config.Config) -> Exception | None:
     porters = Porters(launcher)
     public = await Bus(fds=True, cap=service.cap, carrier=porters).open()
     to_polkit = await Bus().open()
-    aside = await Bus().open()  # asks whose descriptors come, while public reads nothing; polkit may hang
+    aside = await Bus().open()  # asks who calls: public may read nothing meanwhile, and polkit may hang
     to_systemd = await Bus(fds=True, carrier=porters).open()  # logind answers with one
     for bus in (public, to_polkit, aside, to_systemd):
         bus.on_disconnect(lambda: end(ConnectionError("the system bus went away")))

@@ -96,7 +96,7 @@ class Service:
 
     async def _whose_fds(self, call: Call) -> tuple[int, JobsvcError | None]:
         """The user whose descriptors these are, and why they may not come, if so."""
-        uid = await self._callers.uid_aside(call)
+        uid = await self._callers.uid(call)
         try:
             found = self._find(call)
             if not (isinstance(found, Method) and found.fds):
